@@ -1,0 +1,123 @@
+"""Time the four rewards on a step's completions, beside TRL's `accuracy_reward`, and on hostile text.
+
+    python benchmarks/rewards.py
+
+576 completions (32 prompts × 18) of 2,000 characters, one core. Needs math-verify for TRL's reward. The two
+take turns in every round; the table gives medians over the rounds and the median of the rounds' ratios.
+"""
+
+import os
+import random
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[0] = str(ROOT)  # this folder's rewards.py is this file
+
+import gsm8k  # noqa: E402
+import rewards  # noqa: E402
+
+PROMPTS, GENERATIONS, CHARACTERS, ROUNDS = 32, 18, 2000, 9
+FOUR = ("accuracy", "format", "reflection", "length")
+
+SENTENCES = (
+    "She starts with {a} boxes and buys {b} more at the store on Monday, so she has {a}+{b}={c} boxes.",
+    "Then half of the {c} boxes would be {d}, which leaves ${d} for the rest of the week.",
+    "Wait, let me check that again, because the question asks for the total.",
+    "The price of each item is ${b}.50 and there are {a} of them in the basket.",
+    "Maybe it is possible to count the boxes in another way: {c} - {b} = {a}.",
+    "After that, her brother gives her {d} marbles but the box can only hold {a} of them.",
+)
+
+
+def step_completions() -> tuple[list[str], list[str]]:
+    """`(completions, solutions)` of one step, prompt by prompt; each right, wrong or without answer."""
+    rng = random.Random(0)
+    completions, solutions = [], []
+    for _ in range(PROMPTS):
+        gold = rng.randint(1, 5000)
+        for _ in range(GENERATIONS):
+            answer = rng.choice((f"{gold}", f"${gold:,}", f"{gold} dollars", f"{gold + rng.randint(1, 9)}", "no idea"))
+            tail = f"</think>\n<answer>{answer}</answer>"
+            body = "<think>"
+            while len(body) < CHARACTERS - len(tail):
+                a, b, d = rng.randint(2, 99), rng.randint(2, 99), rng.randint(2, 99)
+                body += rng.choice(SENTENCES).format(a=a, b=b, c=a + b, d=d) + "\n"
+            completions.append(body[: CHARACTERS - len(tail)] + tail)
+            solutions.append(f"She has {gold} in all.\n#### {gold:,}")
+    return completions, solutions
+
+
+def hostile_completions(size: int = 200_000) -> dict[str, str]:
+    """Texts of about `size` characters that a model, or a person, might write to harm a reward."""
+    return {
+        "open tags": "<think>" * (size // 7),
+        "answer tags": "<answer>" * (size // 8),
+        "closing tags": "</think>" * (size // 8),
+        "angle brackets": "<" * size,
+        "angle brackets in a block": "<think>" + "<" * size + "</think><answer>1</answer>",
+        "digits": "9" * size,
+        "digits and commas": "<answer>" + "1," * (size // 2) + "</answer>",
+        "numbers in a block": "<answer>" + "7 " * (size // 2) + "</answer>",
+        "as many numbers as are read": "<answer>" + "7 " * (gsm8k.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
+        "boxes": "<answer>" + "\\boxed{" * (gsm8k.MAX_ANSWER_CHARACTERS // 7) + "</answer>",
+        "annotations": "<answer>" + "<<" * (gsm8k.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
+        "spaces": " " * size,
+        "spaces between blocks": "<think>x</think>" + " " * size + "<answer>1</answer>",
+        "NULs": "\0" * size,
+        "other digits": "٤" * size,
+        "other digits in a block": "<answer>" + "٤" * (gsm8k.MAX_ANSWER_CHARACTERS - 1) + "</answer>",
+        "lone surrogates": "\ud800" * size,
+        "a phrase": "let me check " * (size // 13),
+        "half a phrase": "let " * (size // 4),
+        "a phrase far apart": "let" + " " * size + "me",
+        "letters that grow in lower case": "İ" * size,
+    }
+
+
+def milliseconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1000
+
+
+def main() -> None:
+    from trl.rewards import accuracy_reward
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    completions, solutions = step_completions()
+    messages = [[{"role": "assistant", "content": completion}] for completion in completions]
+
+    times = {name: [] for name in (*FOUR, "TRL accuracy_reward")}
+    for _ in range(ROUNDS):
+        gsm8k.read_number.cache_clear()
+        for name in FOUR:
+            reward = rewards.REWARDS[name]
+            times[name].append(milliseconds(lambda reward=reward: reward(messages, solution=solutions)))
+        times["TRL accuracy_reward"].append(milliseconds(lambda: accuracy_reward(messages, solution=solutions)))
+    together = [sum(round_) for round_ in zip(*(times[name] for name in FOUR), strict=True)]
+
+    print(f"{len(messages)} completions of {CHARACTERS:,} characters, one core, median of {ROUNDS} rounds [min–max]\n")
+    for name, values in (*times.items(), ("all four", together)):
+        print(f"  {name:22} {statistics.median(values):9.2f} ms   [{min(values):.2f}–{max(values):.2f}]")
+    for label, values in (("accuracy", times["accuracy"]), ("all four", together)):
+        ratios = [theirs / ours for theirs, ours in zip(times["TRL accuracy_reward"], values, strict=True)]
+        print(f"  TRL accuracy_reward ÷ {label}: {statistics.median(ratios):.0f}")
+
+    print("\nhostile completions of 200,000 characters, the slowest reward, median of 5")
+    for label, completion in hostile_completions().items():
+        medians = {
+            name: statistics.median(
+                milliseconds(lambda r=reward, c=completion: r([c], solution=["#### 1"])) for _ in range(5)
+            )
+            for name, reward in rewards.REWARDS.items()
+        }
+        slowest = max(medians, key=medians.get)
+        print(f"  {label:32} {medians[slowest]:7.2f} ms   {slowest}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Every check that can fail a run before its weights are loaded.
+
+`check` reads a request and what it names (rewards, batch, run directory, tokenizer, data) and returns the plan
+of the run, or raises `RequestError` with one line that says what to change. It takes seconds and no GPU.
+"""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+import gsm8k
+import rewards
+from recipe import RequestError
+
+# What may differ between two starts of one run: how long it goes on, how its batch is cut into micro-batches,
+# and what it reports and keeps. Anything else makes it another run, which belongs in another directory.
+MAY_CHANGE = {
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "push_to_hub",
+    "use_cpu",
+}
+MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader_", "num_completions_", "ddp_")
+
+
+@dataclass
+class Plan:
+    """What `check` found out, so that nothing is read twice.
+
+    Attributes:
+        reward_funcs: the functions, in the recipe's order.
+        world_size: processes that the batch is split over.
+        gradient_accumulation_steps: micro-batches an optimizer step, of `per_device_train_batch_size`
+            completions on each process.
+        tokenizer: the model's, with the pad token that training uses.
+        end_token_ids: the tokens of which each ends a completion.
+        train_dataset, eval_dataset: columns `prompt` and `solution`; the second is None without validation.
+        checkpoint: the one to resume from, or None.
+        finished_steps: how many steps the run in the directory did, if it is finished; else None.
+        run_to_move: whether what is in the directory is to be moved aside first.
+    """
+
+    reward_funcs: list[Callable]
+    world_size: int
+    gradient_accumulation_steps: int
+    tokenizer: PreTrainedTokenizerBase
+    end_token_ids: list[int]
+    train_dataset: object
+    eval_dataset: object
+    checkpoint: str | None
+    finished_steps: int | None
+    run_to_move: bool
+
+
+def check(request: argparse.Namespace, recipe: dict) -> Plan:
+    """Check a request, cheapest checks first.
+
+    Args:
+        request: every field of the parser's dataclasses, see `recipe.RecipeParser.read`.
+        recipe: the same request resolved, see `recipe.RecipeParser.resolve`.
+
+    Raises:
+        RequestError: it cannot be run as it is.
+    """
+    for key in ("model_name_or_path", "dataset_name", "output_dir"):
+        if not getattr(request, key):
+            raise RequestError(f"no {key}: name it in a recipe (--config configs/toy.yaml) or give --{key}")
+    if request.dataset_streaming:
+        raise RequestError("dataset_streaming is not supported: GSM8K is read whole, and each gold is checked")
+    if request.num_processes is not None and not request.preflight:
+        raise RequestError("--num_processes goes with --preflight; a training's is accelerate launch's (NUM_PROCESSES)")
+
+    reward_funcs = check_rewards(request)
+    world_size = request.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    accumulation = check_batch(request, world_size)
+    checkpoint, finished_steps, run_to_move = check_run_directory(request, recipe)
+    tokenizer, end_token_ids = check_model(request)
+    train_dataset, eval_dataset = check_data(request)
+    return Plan(
+        reward_funcs=reward_funcs,
+        world_size=world_size,
+        gradient_accumulation_steps=accumulation,
+        tokenizer=tokenizer,
+        end_token_ids=end_token_ids,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        checkpoint=checkpoint,
+        finished_steps=finished_steps,
+        run_to_move=run_to_move,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rewards
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_rewards(request) -> list[Callable]:
+    """The reward functions that the request names."""
+    names = request.reward_funcs
+    if len(set(names)) < len(names):
+        raise RequestError(f"reward_funcs names a reward twice: {' '.join(names)}; use reward_weights to weigh it")
+    weights = request.reward_weights
+    if weights is not None and len(weights) != len(names):
+        raise RequestError(f"{len(weights)} reward_weights for {len(names)} reward_funcs: give one weight a reward")
+    try:
+        return [rewards.load(name, request.max_completion_length) for name in names]
+    except (ValueError, ImportError) as error:
+        raise RequestError(str(error)) from error
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Batch arithmetic
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_batch(request, world_size: int) -> int:
+    """The number of gradient accumulation steps.
+
+    With `prompts_per_step` it follows: prompts × generations = micro-batch × processes × accumulation steps,
+    so that one recipe is the same optimisation on any number of processes. Without, TRL's own fields decide,
+    and TRL's own rule is checked: the completions generated together must be whole groups.
+    """
+    generations, per_device = request.num_generations, request.per_device_train_batch_size
+    for key in ("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        if getattr(request, key) < (2 if key == "num_generations" else 1):
+            raise RequestError(
+                f"{key} {getattr(request, key)} is too small: "
+                + ("GRPO compares at least 2 completions a prompt" if key == "num_generations" else "at least 1")
+            )
+    micro_batch = per_device * world_size
+    split = f"per_device_train_batch_size {per_device} × {world_size} process{'es' * (world_size > 1)}"
+
+    if request.prompts_per_step is not None:
+        if request.prompts_per_step < 1:
+            raise RequestError(f"prompts_per_step {request.prompts_per_step} is too small: at least 1")
+        completions = request.prompts_per_step * generations
+        if completions % micro_batch:
+            raise RequestError(
+                f"{request.prompts_per_step} prompts × {generations} generations = {completions} completions a step "
+                f"do not divide into micro-batches of {split} = {micro_batch}: "
+                + _nearest_batches(request.prompts_per_step, generations, per_device, world_size)
+            )
+        accumulation = completions // micro_batch
+        if request.gradient_accumulation_steps not in (1, accumulation):
+            raise RequestError(
+                f"gradient_accumulation_steps {request.gradient_accumulation_steps} contradicts prompts_per_step "
+                f"{request.prompts_per_step}, from which it follows ({accumulation}): give only one of them"
+            )
+    else:
+        accumulation = request.gradient_accumulation_steps
+
+    together = request.generation_batch_size or micro_batch * (request.steps_per_generation or accumulation)
+    if together % generations:
+        step = generations // math.gcd(generations, together // per_device)
+        raise RequestError(
+            f"{together} completions generated together ({split} × {together // micro_batch}) are no whole groups of "
+            f"num_generations {generations}: nearest per_device_train_batch_size {_around(per_device, step)}; "
+            "or state prompts_per_step"
+        )
+
+    if request.eval_strategy != "no":
+        if request.validation_size == 0:
+            raise RequestError(
+                f"eval_strategy {request.eval_strategy} needs rows to evaluate on: set validation_size, "
+                "which holds them out of the train split"
+            )
+        eval_generations = request.num_generations_eval or generations
+        eval_batch = request.per_device_eval_batch_size * world_size
+        if eval_batch % eval_generations:
+            step = eval_generations // math.gcd(eval_generations, world_size)
+            raise RequestError(
+                f"an evaluation batch of {request.per_device_eval_batch_size} × {world_size} = {eval_batch} "
+                f"completions is no whole groups of {eval_generations} generations: nearest per_device_eval_batch_size "
+                f"{_around(request.per_device_eval_batch_size, step)}; or set num_generations_eval"
+            )
+    return accumulation
+
+
+def _nearest_batches(prompts: int, generations: int, per_device: int, world_size: int) -> str:
+    """The nearest values that divide, of the micro-batch and of the prompts."""
+    mends = []
+    completions = prompts * generations
+    sizes = [size for size in range(1, completions + 1) if completions % (size * world_size) == 0]
+    if sizes:
+        below = [size for size in sizes if size < per_device][-1:]
+        above = [size for size in sizes if size > per_device][:1]
+        mends.append(f"nearest per_device_train_batch_size {' or '.join(map(str, below + above))}")
+    micro_batch = per_device * world_size
+    mends.append(f"nearest prompts_per_step {_around(prompts, micro_batch // math.gcd(micro_batch, generations))}")
+    return ", or ".join(mends)
+
+
+def _around(value: int, step: int) -> str:
+    """The multiples of `step` next to `value`, which is none itself."""
+    below = value // step * step
+    return " or ".join(str(multiple) for multiple in (below, below + step) if multiple > 0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The run's directory
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, bool]:
+    """Where the run stands: `(checkpoint to resume from, steps if it is finished, whether to move it aside)`."""
+    directory = Path(request.output_dir).expanduser()
+    if directory.exists() and not directory.is_dir():
+        raise RequestError(f"output_dir {directory} is a file")
+    wish = request.resume_from_checkpoint
+    if wish is not None and wish.lower() not in ("true", "false"):
+        if not (Path(wish) / "trainer_state.json").is_file():
+            raise RequestError(f"resume_from_checkpoint {wish} is no complete checkpoint: it has no trainer_state.json")
+        return wish, None, False
+
+    saved = directory / "recipe.yaml"
+    if request.overwrite_output_dir and directory.is_dir() and any(directory.iterdir()):
+        return None, None, True
+    if not saved.is_file():
+        if directory.is_dir() and (has_weights(directory) or last_checkpoint(directory)):
+            raise RequestError(
+                f"{directory} holds a model that no run of this script wrote: give another --output_dir, "
+                "or --overwrite_output_dir, which moves it aside"
+            )
+        return None, None, False
+    if wish is not None and wish.lower() == "false":
+        raise RequestError(
+            f"{directory} holds a run already: --overwrite_output_dir moves it aside, or give another --output_dir"
+        )
+    before = yaml.safe_load(saved.read_text()) or {}
+    changed = [
+        key
+        for key in sorted(before.keys() | recipe.keys())
+        if before.get(key) != recipe.get(key) and key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_PREFIXES)
+    ]
+    if changed:
+        differences = "; ".join(f"{key}: {before.get(key)} there, {recipe.get(key)} here" for key in changed[:4])
+        raise RequestError(
+            f"{directory} holds the run of another recipe ({differences}{'; …' if len(changed) > 4 else ''}): "
+            "give another --output_dir, or --overwrite_output_dir, which moves that run aside"
+        )
+    state_file = directory / "trainer_state.json"
+    if state_file.is_file() and has_weights(directory):
+        state = TrainerState.load_from_json(str(state_file))
+        same_length = all(before.get(key) == recipe.get(key) for key in ("max_steps", "num_train_epochs"))
+        target = state.max_steps if same_length else request.max_steps
+        if 0 < target <= state.global_step:
+            return None, state.global_step, False
+    return last_checkpoint(directory), None, False
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """The complete checkpoint with the highest step; `trainer_state.json` is what the trainer writes last."""
+    steps = [
+        int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
+        for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal() and (path / "trainer_state.json").is_file()
+    ]
+    return str(directory / f"{PREFIX_CHECKPOINT_DIR}-{max(steps)}") if steps else None
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether a model or an adapter was saved there."""
+    return any(directory.glob("*.safetensors"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Model and data
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """The tokenizer as training uses it, and the tokens that end a completion. No weights are loaded."""
+    name = request.model_name_or_path
+    folder = Path(name).expanduser()
+    hint = " (python toy.py makes the toy's)" if folder.name == "toy-base" else ""
+    if folder.is_dir():
+        if not has_weights(folder):
+            raise RequestError(f"model folder {name} holds no *.safetensors{hint}")
+    elif name.startswith((".", "/", "~")):
+        raise RequestError(f"there is no model folder {name}{hint}")
+    source = {"revision": request.model_revision, "trust_remote_code": request.trust_remote_code}
+    try:
+        AutoConfig.from_pretrained(name, **source)
+        tokenizer = AutoTokenizer.from_pretrained(name, **source, padding_side="left", truncation_side="left")
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise RequestError(
+            f"model {name} is neither a local folder nor found on the hub or in its cache{hint}: {reason}"
+        ) from error
+    if request.prompt_style != "r1_zero" and not tokenizer.chat_template:
+        raise RequestError(
+            f"the tokenizer of {name} has no chat template, which prompt_style {request.prompt_style} needs: "
+            "use --prompt_style r1_zero"
+        )
+    return tokenizer, gsm8k.end_completions(tokenizer, request.prompt_style)
+
+
+def check_data(request):
+    """The train split in TRL's form, and the part of it that is held out for validation (None for no rows)."""
+    try:
+        rows = gsm8k.load(request.dataset_name, request.dataset_config, request.dataset_train_split)
+        train_dataset, eval_dataset = gsm8k.to_training_set(rows, request.prompt_style, request.validation_size)
+    except gsm8k.DatasetError as error:
+        raise RequestError(str(error)) from error
+    prompts = request.prompts_per_step or 1
+    if len(train_dataset) < prompts:
+        raise RequestError(
+            f"{request.dataset_name} has {len(train_dataset)} rows to train on, fewer than prompts_per_step {prompts}"
+        )
+    return train_dataset, eval_dataset

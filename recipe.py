@@ -1,0 +1,141 @@
+"""Read a request: a YAML recipe, the command line over it, TRL's defaults under both.
+
+The recipe holds the same keys as the command line and is checked the same way: an unknown key, or a value
+that is not of its key's type, is refused with the closest real key instead of being carried into a training.
+"""
+
+import argparse
+import difflib
+import os
+from pathlib import Path
+
+import yaml
+from trl import TrlParser
+
+# Of one start, not of the run: they are not part of its recipe. The token is also a secret.
+NOT_RECIPE = {"config", "preflight", "num_processes", "overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
+
+
+class RequestError(ValueError):
+    """The request was wrong. The message is one line that says what and how to mend it; the exit code is 2."""
+
+
+class RecipeParser(TrlParser):
+    """TRL's parser over dataclasses, which refuses in one line.
+
+    `parser.read(argv)` gives every field as a namespace, so that a request can be checked before any dataclass
+    is made (`GRPOConfig` claims devices when it is); `parser.make(request)` then makes the dataclasses.
+    """
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.add_argument("--config", metavar="RECIPE.yaml", help="the recipe; the command line overrides its keys")
+        self.library_defaults = {action.dest: action.default for action in self._actions}
+
+    def error(self, message: str):
+        raise RequestError(message)
+
+    def read(self, argv: list[str] | None = None) -> argparse.Namespace:
+        """Read command line over recipe over defaults.
+
+        Args:
+            argv: the arguments after the script's name; `sys.argv`'s if None.
+
+        Raises:
+            RequestError: no such recipe, no mapping in it, an unknown key, or a value of the wrong type.
+        """
+        first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        first.error = self.error
+        first.add_argument("--config")
+        config = first.parse_known_args(argv)[0].config
+        if config is not None:
+            self.set_defaults_with_config(**self._read_yaml(config))
+        request, unknown = self.parse_known_args(argv)
+        if unknown:
+            key = unknown[0].split("=")[0]
+            if not key.startswith("--"):
+                raise RequestError(f"unexpected argument {unknown[0]!r}: arguments are given as --key value")
+            raise RequestError(f"unknown argument {key}{self._closest(key[2:], '--')}")
+        return request
+
+    def make(self, request: argparse.Namespace) -> tuple:
+        """The dataclasses of a request, in the parser's order.
+
+        Raises:
+            RequestError: one of them refuses its values.
+        """
+        values = {key: value for key, value in vars(request).items() if key != "config"}
+        try:
+            return self.parse_dict(values)
+        except ValueError as error:
+            raise RequestError(" ".join(str(error).split())) from error
+
+    def resolve(self, request: argparse.Namespace) -> dict:
+        """The request as a recipe: every key whose value is not the library's default, in the parser's order."""
+        return {
+            key: value
+            for key, value in vars(request).items()
+            if key not in NOT_RECIPE and value != self.library_defaults[key]
+        }
+
+    def _read_yaml(self, path: str) -> dict:
+        try:
+            recipe = yaml.safe_load(Path(path).read_text())
+        except (FileNotFoundError, IsADirectoryError):
+            folder = Path(__file__).parent / "configs"
+            have = ", ".join(f"configs/{file.name}" for file in sorted(folder.glob("*.yaml")))
+            raise RequestError(f"there is no recipe {path}; there are {have}") from None
+        except yaml.YAMLError as error:
+            raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(recipe, dict):
+            raise RequestError(f"{path} must hold `key: value` lines, see configs/toy.yaml")
+
+        environment = recipe.pop("env", {})  # TRL's own key for environment variables
+        if not isinstance(environment, dict):
+            raise RequestError(f"{path}: env must hold `NAME: value` lines")
+        os.environ.update({str(name): str(value) for name, value in environment.items()})
+
+        actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
+        for key, value in recipe.items():
+            if key not in actions:
+                raise RequestError(f"{path}: unknown key {key!r}{self._closest(str(key), '')}")
+            try:
+                recipe[key] = _typed(actions[key], value)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                raise RequestError(f"{path}: {key}: {error}") from error
+        return recipe
+
+    def _closest(self, key: str, prefix: str) -> str:
+        keys = [action.dest for action in self._actions]
+        closest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1)
+        return f": did you mean {prefix}{closest[0]}?" if closest else " (see --help for those there are)"
+
+
+def _typed(action: argparse.Action, value):
+    """A value from YAML as the command line would have read it.
+
+    `3e-6`, which YAML takes for a text, becomes a number; one value stands for a list of one; `no`, which YAML
+    takes for False, is the word where the choices have it.
+    """
+    if value is None:
+        return None
+    if action.nargs == "+":
+        return [_convert(action, item) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (list, dict)):
+        if action.type is str:  # such as `report_to` and the `*_kwargs`, whose dataclass takes more than a text
+            return value
+        raise ValueError(f"takes one value, not {value!r}")
+    return _convert(action, value)
+
+
+def _convert(action: argparse.Action, value):
+    if action.choices is not None and isinstance(value, bool):
+        value = "yes" if value else "no"
+    try:
+        converted = action.type(str(value))
+    except ValueError:
+        kind = {"int": "a whole number", "float": "a number"}.get(action.type.__name__, action.type.__name__)
+        raise ValueError(f"{value!r} is not {kind}") from None
+    if action.choices is not None and converted not in action.choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, action.choices))}")
+    return converted

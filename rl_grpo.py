@@ -1,0 +1,149 @@
+"""Train a language model to reason on GSM8K with GRPO and four rule-based rewards, as in DeepSeek-R1-Zero.
+
+    python rl_grpo.py --config configs/toy.yaml
+    python rl_grpo.py --config configs/qwen2.5-1.5b-gsm8k.yaml --learning_rate 1e-6 --seed 1
+    accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 4 \\
+        rl_grpo.py --config configs/qwen2.5-1.5b-gsm8k.yaml
+    python rl_grpo.py --config configs/toy.yaml --preflight        # check everything, train nothing
+
+Every field of TRL's GRPOConfig and ModelConfig is an argument and a recipe key; the command line overrides the
+recipe. The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 the request was wrong.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import trl.trainer.grpo_trainer
+from transformers import PrinterCallback, ProgressCallback
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
+
+import preflight
+import report
+from recipe import RecipeParser, RequestError
+from rewards import REWARDS
+
+
+@dataclass
+class R1ZeroArguments:
+    """The few fields that are ours; all others are TRL's."""
+
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy", "format", "reflection", "length"],
+        metadata={"help": f"rewards, summed: {', '.join(REWARDS)}, TRL's own by name, or a dotted import path"},
+    )
+    prompt_style: Literal["chat", "r1_zero", "question"] = field(
+        default="chat",
+        metadata={"help": "R1-Zero instructions by chat template, the same as plain text, or the bare question"},
+    )
+    prompts_per_step: int | None = field(
+        default=None,
+        metadata={"help": "prompts an optimizer step on all processes together; accumulation steps follow"},
+    )
+    validation_size: int = field(
+        default=0, metadata={"help": "rows held out of the train split for the trainer's evaluation"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "start anew; what is in output_dir is moved aside, not deleted"}
+    )
+    preflight: bool = field(default=False, metadata={"help": "check the request, then stop"})
+    num_processes: int | None = field(
+        default=None, metadata={"help": "with --preflight: check for this many processes"}
+    )
+
+
+def make_parser() -> RecipeParser:
+    return RecipeParser(
+        (R1ZeroArguments, ScriptArguments, GRPOConfig, ModelConfig),
+        usage="python rl_grpo.py --config RECIPE.yaml [--key value …]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    # ------------------------------------------------------------------------------------------------------
+    # The request: recipe, command line, and everything that can be checked before weights are loaded
+    # ------------------------------------------------------------------------------------------------------
+    report.quieten()
+    parser = make_parser()
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        request = parser.read(argv)
+        recipe = parser.resolve(request)
+        plan = preflight.check(request, recipe)
+        request.gradient_accumulation_steps = plan.gradient_accumulation_steps
+        request.use_cpu = request.use_cpu or not torch.accelerator.is_available()
+        if request.preflight:
+            report.say_plan(request, plan)
+            return
+        if plan.finished_steps is not None:
+            if is_main:
+                report.say_finished(request.output_dir, plan.finished_steps)
+            return
+        _, script_args, training_args, model_args = parser.make(request)
+    except RequestError as error:
+        if is_main:
+            print(f"rl_grpo.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+    if training_args.process_index == 0:
+        report.open_directory(training_args.output_dir, recipe, plan.run_to_move)
+        report.say_plan(request, plan)
+    if "wandb" in training_args.report_to:
+        report.prepare_wandb(training_args.output_dir, is_main)
+
+    # ------------------------------------------------------------------------------------------------------
+    # Model, data and rewards into TRL's trainer
+    # ------------------------------------------------------------------------------------------------------
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    reward_names = [reward.__name__ for reward in plan.reward_funcs]
+    run_report = report.RunReport(reward_names)
+    # TRL prints a table of all completions at every logging step; the parquet files keep them all anyway.
+    trl.trainer.grpo_trainer.print_prompt_completions_sample = run_report.say_sample
+    trainer = GRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=plan.reward_funcs,
+        args=training_args,
+        train_dataset=plan.train_dataset,
+        eval_dataset=plan.eval_dataset,
+        processing_class=plan.tokenizer,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+        callbacks=[run_report],
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+
+    # TRL knows the end tokens that the model's generation config declares; a base model's lacks the template's.
+    trainer.eos_token_ids = sorted({*trainer.eos_token_ids, *plan.end_token_ids})
+    trainer.generation_config.eos_token_id = trainer.eos_token_ids
+    trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+    trainer.model.generation_config.eos_token_id = trainer.eos_token_ids
+
+    # ------------------------------------------------------------------------------------------------------
+    # Train, save
+    # ------------------------------------------------------------------------------------------------------
+    trainer.train(resume_from_checkpoint=plan.checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    is_main = trainer.is_world_process_zero()
+    if is_main:
+        report.save_state(training_args.output_dir, trainer.state)
+    trainer.end()
+    if is_main:
+        report.say_summary(training_args.output_dir, trainer.state, reward_names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Make the toy: GSM8K-shaped word problems and a tiny Qwen2 base model that half knows how to solve them.
+
+    python toy.py                                   # outputs/toy-base, once, under 2 minutes on two CPU cores
+    python toy.py --output_dir DIR --seed 1         # another one
+
+It is the embedded default, for machines with no GPU and no network: everything is made here from a seed.
+The problems have one or two steps and GSM8K's schema, worked lines and `#### answer` included. The model
+(0.5 M parameters) is taught with TRL's `SFTTrainer` on traces of mixed quality: some right, some wrong, some
+that go wrong, notice it and try again, some without the tags. So it can do everything that GRPO rewards,
+none of it reliably, and GRPO has something to select. What it becomes under GRPO is measured, not scripted.
+
+OUTPUT_DIR then holds the model and its tokenizer, and `data/train.jsonl` and `data/test.jsonl`. The three sets
+(test, train, and the problems that the base model saw worked) share no question.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import gsm8k
+
+TRAIN_ROWS, TEST_ROWS, BASE_TRACES = 2000, 400, 500 * 32
+
+# ---------------------------------------------------------------------------------------------------------
+# Problems
+# ---------------------------------------------------------------------------------------------------------
+
+NAMES = "Ann Ben Cleo Dan Eva Finn Gus Ida Jon Kim Leo Mia Ned Ola Pam Ray Sue Tom Uma Zoe".split()
+ITEMS = "apples books cards coins eggs hats keys kites lemons marbles pens plums rings shells stamps toys".split()
+GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {other}")
+LARGEST = 12
+LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
+
+
+def make_problem(rng: random.Random) -> dict:
+    """One word problem with one or two steps.
+
+    Returns:
+        `{"question": str, "answer": str, "steps": [(a, "+" or "-", b), …]}`; the first two are GSM8K's columns,
+        and every number in the problem is between 0 and `LARGEST`.
+    """
+    name, other = rng.sample(NAMES, 2)
+    item = rng.choice(ITEMS)
+    have = rng.randint(2, 6)
+    steps, events, worked = [], [], []
+    for _ in range(rng.choice((1, 2))):
+        operator = "+" if have == 0 else "-" if have == LARGEST else rng.choice("+-")
+        amount = rng.randint(1, min(5, LARGEST - have if operator == "+" else have))
+        events.append(rng.choice(GAINS if operator == "+" else LOSSES).format(n=amount, other=other))
+        left = have + amount if operator == "+" else have - amount
+        steps.append((have, operator, amount))
+        worked.append(f"{name} has {have}{operator}{amount}=<<{have}{operator}{amount}={left}>>{left} {item}.")
+        have = left
+    question = f"{name} has {steps[0][0]} {item}. {name} {' and then '.join(events)}. How many {item} does {name} have?"
+    return {"question": question, "answer": "\n".join([*worked, f"#### {have}"]), "steps": steps}
+
+
+def make_problems(rng: random.Random, count: int, seen: set[str]) -> list[dict]:
+    """`count` problems whose questions are not in `seen`, which then holds theirs as well."""
+    problems = []
+    while len(problems) < count:
+        problem = make_problem(rng)
+        if problem["question"] not in seen:
+            seen.add(problem["question"])
+            problems.append(problem)
+    return problems
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Traces: what the base model is taught to write, good and bad
+# ---------------------------------------------------------------------------------------------------------
+
+DOUBTS = ("Wait, let me check.", "Wait, let me think.", "But wait, let me check.")
+SURE = ("Let me check.", "Perhaps check.")
+
+
+def make_trace(rng: random.Random, steps: list[tuple[int, str, int]]) -> str:
+    """A completion for a problem with these steps: right, wrong, corrected, checked, or without tags."""
+    kind = rng.choices(("right", "wrong", "corrected", "checked", "untagged"), weights=(28, 34, 18, 8, 12))[0]
+    have, lines = steps[0][0], []
+    slip_at = rng.randrange(len(steps))
+    for index, (_, operator, amount) in enumerate(steps):
+        right = have + amount if operator == "+" else have - amount
+        slipped = max(0, right + rng.choice((-2, -1, 1, 2)))
+        slips = index == slip_at and kind in ("wrong", "corrected", "untagged")
+        lines.append(f"{have}{operator}{amount}={slipped if slips else right}.")
+        if index == slip_at and kind == "corrected":
+            lines.append(f"{rng.choice(DOUBTS)} {have}{operator}{amount}={right}.")
+        if index == slip_at and kind == "checked":
+            lines.append(f"{rng.choice(SURE)} {have}{operator}{amount}={right}.")
+        have = slipped if slips and kind != "corrected" else right
+    reasoning = " ".join(lines)
+    if kind == "untagged":
+        return f"{reasoning} The answer is {have}."
+    return f"<think>{reasoning}</think>\n<answer>{have}</answer>"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tokenizer and model
+# ---------------------------------------------------------------------------------------------------------
+
+# Qwen2.5's own special tokens and the bones of its chat template, so that the toy takes the same code paths.
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(texts: list[str]):
+    """A byte-pair tokenizer of 512 tokens that reloads as it was saved.
+
+    It is trained *as* a `Qwen2Tokenizer`: for models of type qwen2, transformers 5 rebuilds that class on
+    loading and ignores any other pre-tokenizer in the saved file.
+    """
+    from transformers import Qwen2Tokenizer
+
+    tokenizer = Qwen2Tokenizer().train_new_from_iterator(
+        texts, vocab_size=512, new_special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    tokenizer.eos_token, tokenizer.pad_token = "<|endoftext|>", "<|fim_pad|>"
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_model(tokenizer, seed: int):
+    """A randomly initialised Qwen2 of 0.5 M parameters with a context of 256 tokens."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
+
+    set_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int, seed: int, scratch: Path):
+    """Supervised training of the base model on one trace a problem, loss on the trace only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    traces = Dataset.from_list(
+        [
+            {
+                "prompt": gsm8k.to_prompt(problem["question"], "question"),
+                "completion": [{"role": "assistant", "content": make_trace(rng, problem["steps"])}],
+            }
+            for problem in problems
+        ]
+    )
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=traces,
+        args=SFTConfig(
+            output_dir=str(scratch),
+            max_steps=steps,
+            per_device_train_batch_size=32,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=20,
+            max_length=None,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            seed=seed,
+        ),
+    )
+    trainer.train()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy-base"), help="where it goes")
+    parser.add_argument("--seed", type=int, default=0, help="of the problems, the traces and the model")
+    parser.add_argument("--steps", type=int, default=500, help="supervised steps of 32 traces")
+    arguments = parser.parse_args()
+    output_dir = arguments.output_dir
+    if output_dir.exists():
+        raise SystemExit(f"{output_dir} is there already: delete it to make it again, or give another --output_dir")
+
+    rng = random.Random(arguments.seed)
+    seen: set[str] = set()
+    test, train = make_problems(rng, TEST_ROWS, seen), make_problems(rng, TRAIN_ROWS, seen)
+    taught = make_problems(rng, BASE_TRACES, seen)
+
+    # Made beside its place and then moved there, so that an interrupted run leaves nothing half made.
+    scratch = output_dir.with_name(f"{output_dir.name}.making-{os.getpid()}")
+    (scratch / "data").mkdir(parents=True)
+    try:
+        for split, problems in (("train", train), ("test", test)):
+            with open(scratch / "data" / f"{split}.jsonl", "w") as file:
+                for problem in problems:
+                    file.write(json.dumps({"question": problem["question"], "answer": problem["answer"]}) + "\n")
+        chats = [f"user\n{row['question']}\nassistant\n{make_trace(rng, row['steps'])}" for row in taught[:4000]]
+        tokenizer = make_tokenizer(chats)
+        model = make_model(tokenizer, arguments.seed)
+        teach(model, tokenizer, taught, rng, arguments.steps, arguments.seed, scratch / "sft")
+        shutil.rmtree(scratch / "sft", ignore_errors=True)
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.rename(output_dir)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{output_dir}: a base model of {model.num_parameters():,} parameters, data/train.jsonl, data/test.jsonl")
+
+
+if __name__ == "__main__":
+    main()
