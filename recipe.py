@@ -20,6 +20,10 @@ class RequestError(ValueError):
     """The request was wrong. The message is one line that says what and how to mend it; the exit code is 2."""
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside the keys, and the script's own description as it is written."""
+
+
 class RecipeParser(TrlParser):
     """TRL's parser over dataclasses, which refuses in one line.
 
@@ -28,9 +32,13 @@ class RecipeParser(TrlParser):
     """
 
     def __init__(self, dataclass_types, **kwargs):
-        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.add_argument("--config", metavar="RECIPE.yaml", help="the recipe; the command line overrides its keys")
-        self.library_defaults = {action.dest: action.default for action in self._actions}
+        # By key; of the two that a boolean with a `--no_` form has, the first.
+        self.actions: dict[str, argparse.Action] = {}
+        for action in self._actions:
+            self.actions.setdefault(action.dest, action)
+        self.library_defaults = {key: action.default for key, action in self.actions.items()}
 
     def error(self, message: str):
         raise RequestError(message)
@@ -95,19 +103,17 @@ class RecipeParser(TrlParser):
             raise RequestError(f"{path}: env must hold `NAME: value` lines")
         os.environ.update({str(name): str(value) for name, value in environment.items()})
 
-        actions = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         for key, value in recipe.items():
-            if key not in actions:
+            if key not in self.actions or key in ("help", "config"):
                 raise RequestError(f"{path}: unknown key {key!r}{self._closest(str(key), '')}")
             try:
-                recipe[key] = _typed(actions[key], value)
+                recipe[key] = _typed(self.actions[key], value)
             except (ValueError, argparse.ArgumentTypeError) as error:
                 raise RequestError(f"{path}: {key}: {error}") from error
         return recipe
 
     def _closest(self, key: str, prefix: str) -> str:
-        keys = [action.dest for action in self._actions]
-        closest = difflib.get_close_matches(key.replace("-", "_"), keys, n=1)
+        closest = difflib.get_close_matches(key.replace("-", "_"), self.actions, n=1)
         return f": did you mean {prefix}{closest[0]}?" if closest else " (see --help for those there are)"
 
 

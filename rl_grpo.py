@@ -10,7 +10,6 @@ Every field of TRL's GRPOConfig and ModelConfig is an argument and a recipe key;
 recipe. The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 the request was wrong.
 """
 
-import argparse
 import os
 import sys
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ class R1ZeroArguments:
 
     reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy", "format", "reflection", "length"],
-        metadata={"help": f"rewards, summed: {', '.join(REWARDS)}, TRL's own by name, or a dotted import path"},
+        metadata={"help": f"rewards, summed, among {', '.join(REWARDS)}; or TRL's by name"},
     )
     prompt_style: Literal["chat", "r1_zero", "question"] = field(
         default="chat",
@@ -60,7 +59,6 @@ def make_parser() -> RecipeParser:
         (R1ZeroArguments, ScriptArguments, GRPOConfig, ModelConfig),
         usage="python rl_grpo.py --config RECIPE.yaml [--key value …]",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
