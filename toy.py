@@ -22,7 +22,8 @@ from pathlib import Path
 
 import gsm8k
 
-TRAIN_ROWS, TEST_ROWS, BASE_TRACES = 2000, 400, 500 * 32
+TRAIN_ROWS, TEST_ROWS = 2000, 400
+BATCH_SIZE = 32  # traces a supervised step
 
 # ---------------------------------------------------------------------------------------------------------
 # Problems
@@ -79,7 +80,7 @@ SURE = ("Let me check.", "Perhaps check.")
 
 def make_trace(rng: random.Random, steps: list[tuple[int, str, int]]) -> str:
     """A completion for a problem with these steps: right, wrong, corrected, checked, or without tags."""
-    kind = rng.choices(("right", "wrong", "corrected", "checked", "untagged"), weights=(22, 40, 18, 8, 12))[0]
+    kind = rng.choices(("right", "wrong", "corrected", "checked", "untagged"), weights=(14, 48, 18, 8, 12))[0]
     have, lines = steps[0][0], []
     slip_at = rng.randrange(len(steps))
     for index, (_, operator, amount) in enumerate(steps):
@@ -168,7 +169,7 @@ def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int
         args=SFTConfig(
             output_dir=str(scratch),
             max_steps=steps,
-            per_device_train_batch_size=32,
+            per_device_train_batch_size=BATCH_SIZE,
             learning_rate=3e-3,
             lr_scheduler_type="cosine",
             warmup_steps=20,
@@ -189,16 +190,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/toy-base"), help="where it goes")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, the traces and the model")
-    parser.add_argument("--steps", type=int, default=500, help="supervised steps of 32 traces")
+    parser.add_argument("--steps", type=int, default=500, help=f"supervised steps of {BATCH_SIZE} traces")
     arguments = parser.parse_args()
     output_dir = arguments.output_dir
     if output_dir.exists():
-        raise SystemExit(f"{output_dir} is there already: delete it to make it again, or give another --output_dir")
+        parser.error(f"{output_dir} is there already: delete it to make it again, or give another --output_dir")
 
     rng = random.Random(arguments.seed)
     seen: set[str] = set()
     test, train = make_problems(rng, TEST_ROWS, seen), make_problems(rng, TRAIN_ROWS, seen)
-    taught = make_problems(rng, BASE_TRACES, seen)
+    taught = make_problems(rng, arguments.steps * BATCH_SIZE, seen)
 
     # Made beside its place and then moved there, so that an interrupted run leaves nothing half made.
     scratch = output_dir.with_name(f"{output_dir.name}.making-{os.getpid()}")

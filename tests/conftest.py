@@ -113,11 +113,12 @@ def arguments(model, data, tmp_path):
 
 
 def launch(*command, **environment) -> subprocess.CompletedProcess:
-    """Run a command in the repository's root and return its exit code and output."""
+    """Run a command in the repository's root, with environment variables set, or unset by None."""
+    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
     return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment},
+        env={name: value for name, value in variables.items() if value is not None},
         capture_output=True,
         text=True,
         timeout=300,
