@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ class RunReport(TrainerCallback):
             return
         self.started_at = self.logged_at = time.perf_counter()
         self.tokens, self.first_step = state.num_input_tokens_seen, state.global_step
-        self.sample_every = math.ceil((state.max_steps - state.global_step) / state.logging_steps / SAMPLES)
+        self.sample_every = math.ceil(state.max_steps / max(1, state.logging_steps) / SAMPLES)
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -78,8 +79,9 @@ class RunReport(TrainerCallback):
         if "reward" in logs:
             self.say_step(state, logs)
         elif "eval_reward" in logs:
-            means = " · ".join(f"{name} {logs[f'eval_rewards/{name}/mean']:.3f}" for name in self.reward_names)
-            self.bar.write(f"  validation after step {state.global_step}: reward {logs['eval_reward']:.3f} · {means}")
+            means = " · ".join(f"{name} {_number(logs[f'eval_rewards/{name}/mean'])}" for name in self.reward_names)
+            reward = _number(logs["eval_reward"])
+            self.bar.write(f"  validation after step {state.global_step}: reward {reward} · {means}")
         save_state(args.output_dir, state)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -96,7 +98,7 @@ class RunReport(TrainerCallback):
         self.tokens, self.logged_at = tokens, now
         columns = {
             "step": f"{state.global_step}/{state.max_steps}",
-            "reward": f"{logs['reward']:.3f}",
+            "reward": _number(logs["reward"]),
             **{name: _number(logs[f"rewards/{name}/mean"]) for name in self.reward_names},
             "tokens": f"{logs['completions/mean_length']:.0f}",
             "truncated": f"{logs['completions/clipped_ratio']:.1%}",
@@ -157,15 +159,16 @@ def open_directory(output_dir: str, recipe: dict, move_aside: bool) -> None:
 
 def describe_environment() -> dict:
     """What a result depends on beside its recipe."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
-    )
+    commit = None
+    if shutil.which("git"):
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+        commit = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True).stdout.strip()
+    installed = {package.name: package.version for package in importlib.metadata.distributions()}
     return {
         "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or None,
+        "commit": commit or None,
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: installed.get(name) for name in PACKAGES},
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores",
     }
@@ -182,12 +185,12 @@ def say_plan(request, plan) -> None:
     """Two lines before training starts: what, and how the batch comes about."""
     print(f"{request.output_dir}: {request.model_name_or_path} on {request.dataset_name}", end="")
     print(f", resumed from {Path(plan.checkpoint).name}" if plan.checkpoint else "")
-    completions = request.per_device_train_batch_size * plan.world_size * plan.gradient_accumulation_steps
+    size, processes, steps = request.per_device_train_batch_size, plan.world_size, plan.gradient_accumulation_steps
+    completions = size * processes * steps
     print(
         f"  {completions // request.num_generations} prompts × {request.num_generations} generations = {completions} "
-        f"completions a step = {request.per_device_train_batch_size} × {plan.world_size} processes × "
-        f"{plan.gradient_accumulation_steps} accumulation steps; {len(plan.train_dataset)} rows to train on, "
-        f"{len(plan.eval_dataset or [])} held out"
+        f"completions a step = {size} × {processes} process{'es' * (processes > 1)} × {steps} accumulation steps; "
+        f"{len(plan.train_dataset)} rows to train on, {len(plan.eval_dataset or [])} held out"
     )
 
 
@@ -229,7 +232,7 @@ def _mean(values: list[float | None]) -> str:
 def prepare_wandb(output_dir: str, is_main: bool) -> None:
     """Let a run with no wandb account log offline, into its own directory, instead of ending in an error."""
     os.environ.setdefault("WANDB_DIR", output_dir)
-    if "WANDB_MODE" in os.environ:
+    if os.environ.get("WANDB_MODE"):
         return
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth

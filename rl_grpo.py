@@ -103,10 +103,11 @@ def main(argv: list[str] | None = None) -> None:
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
-    reward_names = [reward.__name__ for reward in plan.reward_funcs]
-    run_report = report.RunReport(reward_names)
-    # TRL prints a table of all completions at every logging step; the parquet files keep them all anyway.
-    trl.trainer.grpo_trainer.print_prompt_completions_sample = run_report.say_sample
+    if training_args.use_vllm:
+        training_args.generation_kwargs = {
+            "stop_token_ids": plan.end_token_ids,
+            **(training_args.generation_kwargs or {}),
+        }
     trainer = GRPOTrainer(
         model=model_args.model_name_or_path,
         reward_funcs=plan.reward_funcs,
@@ -116,31 +117,36 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=plan.tokenizer,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
-        callbacks=[run_report],
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-
     # TRL knows the end tokens that the model's generation config declares; a base model's lacks the template's.
     trainer.eos_token_ids = sorted({*trainer.eos_token_ids, *plan.end_token_ids})
-    trainer.generation_config.eos_token_id = trainer.eos_token_ids
-    trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
     trainer.model.generation_config.eos_token_id = trainer.eos_token_ids
+    if not training_args.use_vllm:
+        trainer.generation_config.eos_token_id = trainer.eos_token_ids
+        trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+
+    run_report = report.RunReport(trainer.reward_func_names)
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(run_report)
+    # TRL prints a table of all completions at every logging step; the parquet files keep them all anyway.
+    trl.trainer.grpo_trainer.print_prompt_completions_sample = run_report.say_sample
 
     # ------------------------------------------------------------------------------------------------------
     # Train, save
     # ------------------------------------------------------------------------------------------------------
     trainer.train(resume_from_checkpoint=plan.checkpoint)
     trainer.save_model(training_args.output_dir)
-    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    dataset_name = None if os.path.isdir(script_args.dataset_name) else script_args.dataset_name
+    trainer.create_model_card(model_name=os.path.basename(training_args.output_dir), dataset_name=dataset_name)
     if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.push_to_hub(dataset_name=dataset_name)
     is_main = trainer.is_world_process_zero()
     if is_main:
         report.save_state(training_args.output_dir, trainer.state)
     trainer.end()
     if is_main:
-        report.say_summary(training_args.output_dir, trainer.state, reward_names)
+        report.say_summary(training_args.output_dir, trainer.state, trainer.reward_func_names)
 
 
 if __name__ == "__main__":

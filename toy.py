@@ -32,7 +32,7 @@ BATCH_SIZE = 32  # traces a supervised step
 NAMES = "Ann Ben Cleo Dan Eva Finn Gus Ida Jon Kim Leo Mia Ned Ola Pam Ray Sue Tom Uma Zoe".split()
 ITEMS = "apples books cards coins eggs hats keys kites lemons marbles pens plums rings shells stamps toys".split()
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {other}")
-LARGEST = 12
+LARGEST = 9
 LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
 
 
@@ -80,7 +80,7 @@ SURE = ("Let me check.", "Perhaps check.")
 
 def make_trace(rng: random.Random, steps: list[tuple[int, str, int]]) -> str:
     """A completion for a problem with these steps: right, wrong, corrected, checked, or without tags."""
-    kind = rng.choices(("right", "wrong", "corrected", "checked", "untagged"), weights=(14, 48, 18, 8, 12))[0]
+    kind = rng.choices(("right", "wrong", "corrected", "checked", "untagged"), weights=(20, 42, 18, 8, 12))[0]
     have, lines = steps[0][0], []
     slip_at = rng.randrange(len(steps))
     for index, (_, operator, amount) in enumerate(steps):

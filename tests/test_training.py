@@ -1,6 +1,7 @@
 """Real trainings with a tiny random model: what they write, how they resume, and that they learn from the rewards."""
 
 import json
+import os
 import shutil
 
 import pandas
@@ -10,6 +11,7 @@ from conftest import GSM8K, launch, needs_gsm8k, read_rows, save_tiny_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import report
 import rl_grpo
 
 # Of a log entry, what depends on the clock and not on the training.
@@ -204,3 +206,15 @@ def test_trains_on_the_real_gsm8k(arguments, tmp_path):
     completions = pandas.read_parquet(run / "completions" / "completions_00003.parquet")
     assert len(completions) == 16 and completions["gold_answer"].str.fullmatch(r"-?\d+").all()
     assert "<think>" in completions["prompt"][0][0]["content"]
+
+
+def test_a_wandb_key_or_mode_of_the_users_is_respected(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    report.prepare_wandb(str(tmp_path), is_main=True)
+    assert os.environ["WANDB_MODE"] == ""
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY")
+    report.prepare_wandb(str(tmp_path), is_main=True)
+    assert os.environ["WANDB_MODE"] == "online" and capsys.readouterr().out == ""

@@ -1,0 +1,60 @@
+"""The README says what is there: its files exist, and its commands are accepted by what they call."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+import gsm8k
+import rewards
+import rl_grpo
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_files_that_exist_and_arguments_that_are_accepted(command):
+    words = shlex.split(command)
+    for word in words:
+        path = word.split("=")[-1]
+        if path.endswith((".py", ".sh", ".yaml")):
+            assert (ROOT / path).is_file(), path
+    for script in ("rl_grpo.py", "rl_grpo.sh"):
+        if script in words and "--help" not in words:
+            rl_grpo.make_parser().read(words[words.index(script) + 1 :])
+
+
+def test_the_file_tree_names_files_that_exist():
+    tree = README.split("## What is where")[1].split("```")[1]
+    names = [line.split()[0] for line in tree.splitlines()[1:] if line.strip()]
+    assert len(names) > 10
+    for name in names:
+        assert list(ROOT.glob(name.rstrip("/"))), name
+    for path in ROOT.glob("*.py"):
+        assert path.name in names, f"{path.name} is not in the README's tree"
+
+
+def test_the_rewards_table_is_the_dict():
+    table = README.split("## Rewards")[1].split("The first four")[0]
+    assert re.findall(r"`([a-z_]+)`", table.split("|---|---|")[1]) == list(rewards.REWARDS)
+
+
+def test_the_example_reward_works_as_it_is_printed():
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    namespace = {"text": rewards.text}
+    exec(code, namespace)
+    assert namespace["brevity"](["", "x" * 500, [{"role": "assistant", "content": "x" * 2000}]]) == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("$1,234.00", 1234), ("-7 apples", -7), (r"\boxed{42}", 42), ("6*7 = 42", 42)]
+)
+def test_the_answers_that_are_said_to_be_read_are(text, number):
+    assert text in README and gsm8k.read_number(text) == number
