@@ -34,6 +34,8 @@ MAY_CHANGE = {
 }
 MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader_", "num_completions_", "ddp_")
 
+TOY_BASE = "outputs/toy-base"  # what toy.py makes, and configs/toy.yaml names
+
 
 @dataclass
 class Plan:
@@ -285,12 +287,13 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """The tokenizer as training uses it, and the tokens that end a completion. No weights are loaded."""
     name = request.model_name_or_path
     folder = Path(name).expanduser()
-    hint = " (python toy.py makes the toy's)" if folder.name == "toy-base" else ""
     if folder.is_dir():
         if not has_weights(folder):
-            raise RequestError(f"model folder {name} holds no *.safetensors{hint}")
+            raise RequestError(f"model folder {name} holds no *.safetensors")
+    elif name == TOY_BASE:
+        raise RequestError(f"there is no model folder {name}: python toy.py makes it")
     elif name.startswith((".", "/", "~")):
-        raise RequestError(f"there is no model folder {name}{hint}")
+        raise RequestError(f"there is no model folder {name}")
     source = {"revision": request.model_revision, "trust_remote_code": request.trust_remote_code}
     try:
         AutoConfig.from_pretrained(name, **source)
@@ -298,7 +301,7 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RequestError(
-            f"model {name} is neither a local folder nor found on the hub or in its cache{hint}: {reason}"
+            f"model {name} is neither a local folder nor found on the hub or in its cache: {reason}"
         ) from error
     if request.prompt_style != "r1_zero" and not tokenizer.chat_template:
         raise RequestError(

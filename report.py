@@ -234,6 +234,7 @@ def prepare_wandb(output_dir: str, is_main: bool) -> None:
     os.environ.setdefault("WANDB_DIR", output_dir)
     if os.environ.get("WANDB_MODE"):
         return
+    os.environ.pop("WANDB_MODE", None)  # empty is unset for people, and an error for wandb
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 

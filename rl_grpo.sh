@@ -35,12 +35,16 @@ else
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-configs/accelerate/$topology.yaml}
 fi
 
-if [[ $CONFIG == configs/toy.yaml && ! -e outputs/toy-base ]]; then
-    python toy.py
-fi
-
 # Checked on one process first: a launcher would bury the one line that says what is wrong with the request.
-python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_processes "$NUM_PROCESSES" >/dev/null
+# Where all that is wrong is that the toy's base model is not there yet, it is made.
+until refusal=$(python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_processes "$NUM_PROCESSES" 2>&1 >/dev/null); do
+    status=$?
+    if [[ $refusal != *"python toy.py makes it"* ]]; then
+        echo "$refusal" >&2
+        exit "$status"
+    fi
+    python toy.py
+done
 
 echo "rl_grpo.sh: $CONFIG on $NUM_PROCESSES × $(basename "$ACCELERATE_CONFIG" .yaml)"
 exec accelerate launch --config_file "$ACCELERATE_CONFIG" --num_processes "$NUM_PROCESSES" \

@@ -18,6 +18,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import gsm8k
@@ -150,9 +151,10 @@ def make_model(tokenizer, seed: int):
 
 def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int, seed: int, scratch: Path):
     """Supervised training of the base model on one trace a problem, loss on the trace only."""
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from trl import SFTConfig, SFTTrainer
 
+    disable_progress_bars()
     traces = Dataset.from_list(
         [
             {
@@ -174,10 +176,11 @@ def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int
             lr_scheduler_type="cosine",
             warmup_steps=20,
             max_length=None,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             bf16=False,
             use_cpu=True,
-            logging_steps=50,
+            logging_strategy="no",
+            disable_tqdm=not sys.stderr.isatty(),
             save_strategy="no",
             report_to="none",
             seed=seed,
@@ -196,6 +199,7 @@ def main() -> None:
     if output_dir.exists():
         parser.error(f"{output_dir} is there already: delete it to make it again, or give another --output_dir")
 
+    print(f"toy.py: making {output_dir} (a minute or two, once)", flush=True)
     rng = random.Random(arguments.seed)
     seen: set[str] = set()
     test, train = make_problems(rng, TEST_ROWS, seen), make_problems(rng, TRAIN_ROWS, seen)

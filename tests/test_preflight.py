@@ -34,7 +34,6 @@ def refuse(capsys, arguments: list[str]) -> str:
         ({"dataset_name": None}, "no dataset_name"),
         ({"model_name_or_path": "./nowhere"}, "there is no model folder ./nowhere"),
         ({"model_name_or_path": "nobody/nothing"}, "model nobody/nothing is neither a local folder nor found"),
-        ({"model_name_or_path": "outputs/none/toy-base"}, "python toy.py makes the toy's"),
         ({"dataset_name": "./nowhere"}, "there is no folder ./nowhere"),
         ({"dataset_name": "nobody/nothing"}, "dataset nobody/nothing"),
         ({"dataset_train_split": "validation"}, "holds no validation.jsonl"),
@@ -76,6 +75,12 @@ def test_a_model_without_chat_template_or_weights_is_refused(arguments, model, t
     rl_grpo.main([*arguments(model_name_or_path=bare, prompt_style="r1_zero"), "--preflight"])
     (bare / "model.safetensors").unlink()
     assert "holds no *.safetensors" in refuse(capsys, arguments(model_name_or_path=bare))
+
+
+def test_a_missing_toy_is_named_with_the_command_that_makes_it(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refuse(capsys, arguments(model_name_or_path="outputs/toy-base"))
+    assert line.endswith("there is no model folder outputs/toy-base: python toy.py makes it")
 
 
 def test_a_model_folder_is_not_trained_over(arguments, model, capsys):
