@@ -75,8 +75,11 @@ def main(argv: list[str] | None = None) -> None:
         plan = preflight.check(request, recipe)
         request.gradient_accumulation_steps = plan.gradient_accumulation_steps
         request.use_cpu = request.use_cpu or not torch.accelerator.is_available()
+        if request.ddp_find_unused_parameters is None:  # a causal language model uses all of its parameters
+            request.ddp_find_unused_parameters = False
         if request.preflight:
-            report.say_plan(request, plan)
+            if is_main:
+                report.say_plan(request, plan)
             return
         if plan.finished_steps is not None:
             if is_main:

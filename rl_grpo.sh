@@ -13,12 +13,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh
 
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 if ((gpus == 0)); then
     CONFIG=${CONFIG:-configs/toy.yaml}
     ACCELERATE_CONFIG=${ACCELERATE_CONFIG:-configs/accelerate/cpu.yaml}
     # Processes generate faster than threads, but the batch must divide by them; threads take what is left.
-    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
     fitting=1
     for count in 2 4; do
         if ((cores % count == 0)); then fitting=$count; fi
@@ -43,7 +43,7 @@ until refusal=$(python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_proc
         echo "$refusal" >&2
         exit "$status"
     fi
-    python toy.py
+    OMP_NUM_THREADS=$cores python toy.py # one process, all cores
 done
 
 echo "rl_grpo.sh: $CONFIG on $NUM_PROCESSES × $(basename "$ACCELERATE_CONFIG" .yaml)"

@@ -152,9 +152,12 @@ def make_model(tokenizer, seed: int):
 def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int, seed: int, scratch: Path):
     """Supervised training of the base model on one trace a problem, loss on the trace only."""
     from datasets import Dataset, disable_progress_bars
+    from transformers import PrinterCallback
+    from transformers.utils.logging import disable_progress_bar
     from trl import SFTConfig, SFTTrainer
 
     disable_progress_bars()
+    disable_progress_bar()
     traces = Dataset.from_list(
         [
             {
@@ -186,6 +189,7 @@ def teach(model, tokenizer, problems: list[dict], rng: random.Random, steps: int
             seed=seed,
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
 
 
