@@ -5,7 +5,7 @@
 
 It is the embedded default, for machines with no GPU and no network: everything is made here from a seed.
 The problems have one or two steps and GSM8K's schema, worked lines and `#### answer` included. The model
-(0.5 M parameters) is taught with TRL's `SFTTrainer` on traces of mixed quality: some right, some wrong, some
+(0.36 M parameters) is taught with TRL's `SFTTrainer` on traces of mixed quality: some right, some wrong, some
 that go wrong, notice it and try again, some without the tags. So it can do everything that GRPO rewards,
 none of it reliably, and GRPO has something to select. What it becomes under GRPO is measured, not scripted.
 
@@ -33,8 +33,8 @@ BATCH_SIZE = 32  # traces a supervised step
 NAMES = "Ann Ben Cleo Dan Eva Finn Gus Ida Jon Kim Leo Mia Ned Ola Pam Ray Sue Tom Uma Zoe".split()
 ITEMS = "apples books cards coins eggs hats keys kites lemons marbles pens plums rings shells stamps toys".split()
 GAINS = ("buys {n} more", "finds {n} more", "gets {n} from {other}")
-LARGEST = 9
 LOSSES = ("gives {n} to {other}", "loses {n}", "sells {n}")
+LARGEST = 9  # single digits: so small a model then knows its facts, and can become nearly always right
 
 
 def make_problem(rng: random.Random) -> dict:
@@ -86,7 +86,7 @@ def make_trace(rng: random.Random, steps: list[tuple[int, str, int]]) -> str:
     slip_at = rng.randrange(len(steps))
     for index, (_, operator, amount) in enumerate(steps):
         right = have + amount if operator == "+" else have - amount
-        slipped = max(0, right + rng.choice((-2, -1, 1, 2)))
+        slipped = rng.choice([near for near in range(right - 2, right + 3) if near >= 0 and near != right])
         slips = index == slip_at and kind in ("wrong", "corrected", "untagged")
         lines.append(f"{have}{operator}{amount}={slipped if slips else right}.")
         if index == slip_at and kind == "corrected":
@@ -129,7 +129,7 @@ def make_tokenizer(texts: list[str]):
 
 
 def make_model(tokenizer, seed: int):
-    """A randomly initialised Qwen2 of 0.5 M parameters with a context of 256 tokens."""
+    """A randomly initialised Qwen2 of 0.36 M parameters with a context of 256 tokens."""
     from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
     set_seed(seed)
