@@ -97,8 +97,8 @@ def load(name: str, config: str | None = None, split: str = "train"):
 
     Args:
         name: a dataset on the Hugging Face hub (or in its local cache), such as `openai/gsm8k`; or a local
-            folder holding `<split>.jsonl`, `<split>.json` or `<split>.parquet`. Of a folder, only the file of
-            the split that was asked for is opened.
+            folder holding `<split>.jsonl`, `<split>.json`, `<split>.parquet` or the hub's numbered parquet
+            files. Of a folder, only the files of the split that was asked for are opened.
         config: the hub dataset's configuration, `main` for `openai/gsm8k`; not used for a folder.
         split: `train` or `test`.
 
@@ -112,16 +112,17 @@ def load(name: str, config: str | None = None, split: str = "train"):
 
     folder = Path(name).expanduser()
     if folder.is_dir():
-        source = next(
-            (file for suffix in (".jsonl", ".json", ".parquet") if (file := folder / f"{split}{suffix}").is_file()),
-            None,
-        )
-        if source is None:
+        patterns = (f"{split}.jsonl", f"{split}.json", f"{split}.parquet", f"{split}-*-of-*.parquet")
+        files = next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), None)
+        if files is None:
             found = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
             raise DatasetError(f"{folder} holds no {split}.jsonl, {split}.json or {split}.parquet (it holds: {found})")
+        source = files[0]
+        if source.stat().st_size == 0:
+            raise DatasetError(f"{source} is empty")
         builder = "parquet" if source.suffix == ".parquet" else "json"
         try:
-            dataset = datasets.load_dataset(builder, data_files={split: str(source)}, split=split)
+            dataset = datasets.load_dataset(builder, data_files={split: [str(file) for file in files]}, split=split)
         except datasets.exceptions.DatasetGenerationError as error:
             raise DatasetError(f"{source} cannot be read as {builder}: {_first_line(error)}") from error
     else:

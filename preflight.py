@@ -227,6 +227,9 @@ def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, 
             raise RequestError(f"resume_from_checkpoint {wish} is no complete checkpoint: it has no trainer_state.json")
         return wish, None, False
 
+    if wish is not None and wish.lower() == "true" and last_checkpoint(directory) is None:
+        raise RequestError(f"resume_from_checkpoint: {directory} holds no complete checkpoint to resume from")
+
     saved = directory / "recipe.yaml"
     if request.overwrite_output_dir and directory.is_dir() and any(directory.iterdir()):
         return None, None, True

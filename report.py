@@ -8,6 +8,7 @@ a start), `trainer_state.json` (metrics by step, written anew at every logging s
 import datetime
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -35,6 +36,7 @@ SUMMARY_STEPS = 5  # the summary's first and last means are over this many loggi
 def quieten() -> None:
     """Turn off what the libraries say that a reader of a training's output can do nothing about."""
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well, and said once
     transformers.utils.logging.disable_progress_bar()
     # TRL 1.16 reads an attribute that transformers 5.23 renamed, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)

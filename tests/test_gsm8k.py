@@ -182,7 +182,11 @@ def test_loads_jsonl_and_parquet_alike(tmp_path):
     write_jsonl(tmp_path / "a" / "train.jsonl", [ROW, {**ROW, "source": "mine"}])
     (tmp_path / "b").mkdir()
     datasets.Dataset.from_list([ROW, ROW]).to_parquet(tmp_path / "b" / "train.parquet")
-    assert gsm8k.load(str(tmp_path / "a")).to_list() == gsm8k.load(str(tmp_path / "b")).to_list() == [ROW, ROW]
+    (tmp_path / "c").mkdir()
+    for part in (0, 1):  # as in a copy of the hub's repository
+        datasets.Dataset.from_list([ROW]).to_parquet(tmp_path / "c" / f"train-0000{part}-of-00002.parquet")
+    for folder in "abc":
+        assert gsm8k.load(str(tmp_path / folder)).to_list() == [ROW, ROW]
 
 
 def test_validation_rows_are_held_out_and_always_the_same(data):
@@ -217,6 +221,9 @@ def test_a_folder_without_the_split_and_a_broken_file_are_named(tmp_path):
         gsm8k.load(str(tmp_path))
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": \n')
     with pytest.raises(gsm8k.DatasetError, match="cannot be read as json"):
+        gsm8k.load(str(tmp_path))
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(gsm8k.DatasetError, match="is empty"):
         gsm8k.load(str(tmp_path))
 
 

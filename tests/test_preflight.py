@@ -48,6 +48,7 @@ def refuse(capsys, arguments: list[str]) -> str:
         ({"validation_size": 64}, "cannot be held out of 64 rows: choose from 0 to 63"),
         ({"validation_size": 62}, "has 2 rows to train on, fewer than prompts_per_step 4"),
         ({"resume_from_checkpoint": "nowhere"}, "is no complete checkpoint"),
+        ({"resume_from_checkpoint": "true"}, "holds no complete checkpoint to resume from"),
         ({"num_processes": 2}, "goes with --preflight"),
         ({"num_generatoins": 8}, "did you mean --num_generations?"),
         ({"epsilon_high": "high"}, "invalid float value"),
@@ -66,6 +67,8 @@ def test_a_bad_gold_is_named_with_file_and_row(arguments, tmp_path, capsys):
     assert f"{tmp_path}/data/train.jsonl, row 3: the gold cannot be read" in line
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"q": "q", "answer": "#### 1"}])
     assert "no column 'question'" in refuse(capsys, arguments(dataset_name=tmp_path / "data"))
+    (tmp_path / "data" / "train.jsonl").write_text('{"question": \n')
+    assert "train.jsonl cannot be read as json" in refuse(capsys, arguments(dataset_name=tmp_path / "data"))
 
 
 def test_a_model_without_chat_template_or_weights_is_refused(arguments, model, tmp_path, capsys):
