@@ -31,6 +31,7 @@ MAY_CHANGE = {
     "disable_tqdm",
     "push_to_hub",
     "use_cpu",
+    "activation_checkpointing",
 }
 MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader_", "num_completions_", "ddp_")
 
