@@ -54,6 +54,16 @@ class R1ZeroArguments:
     )
 
 
+class Trainer(GRPOTrainer):
+    """TRL's trainer, but for the file of a step's completions, which a validation after the step would write over."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        wanted = self.log_completions
+        self.log_completions = wanted and self.model.training
+        super().log(logs, start_time)
+        self.log_completions = wanted
+
+
 def make_parser() -> RecipeParser:
     return RecipeParser(
         (R1ZeroArguments, ScriptArguments, GRPOConfig, ModelConfig),
@@ -111,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
             "stop_token_ids": plan.end_token_ids,
             **(training_args.generation_kwargs or {}),
         }
-    trainer = GRPOTrainer(
+    trainer = Trainer(
         model=model_args.model_name_or_path,
         reward_funcs=plan.reward_funcs,
         args=training_args,

@@ -12,7 +12,9 @@ import rl_grpo
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
-    line.split("#")[0].strip()
+    re.sub(
+        r"^for (\w+) in (\w+).*; do (.*); done$", lambda m: m[3].replace(f"${m[1]}", m[2]), line.split("#")[0].strip()
+    )
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
     if line.strip()

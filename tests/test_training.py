@@ -46,7 +46,11 @@ def test_a_training_leaves_a_model_metrics_completions_and_its_recipe(arguments,
 
     table = pandas.concat(pandas.read_parquet(path) for path in sorted((run / "completions").iterdir()))
     assert {"step", "prompt", "completion", "accuracy", "extracted_answer", "gold_answer", "advantage"} <= {*table}
-    assert (table["step"] == 1).sum() == 4 * 4
+    for step in (1, 2):  # whole groups of the step's own completions, also where a validation followed
+        prompts = table[table["step"] == step]["prompt"].astype(str)
+        assert prompts.value_counts().tolist() == [4] * 4
+        means = {name: table[table["step"] == step][name].mean() for name in ("accuracy", "length")}
+        assert {name: entries[step - 1][f"rewards/{name}/mean"] for name in means} == pytest.approx(means)
 
     assert "seed" not in (run / "recipe.yaml").read_text()  # only what is not a default
     assert "prompts_per_step: 4" in (run / "recipe.yaml").read_text()
