@@ -58,17 +58,22 @@ def to_prompt(question: str, style: str) -> str | list[dict[str, str]]:
     raise ValueError(f"unknown prompt style {style!r}: choose from {', '.join(PROMPT_STYLES)}")
 
 
-def end_completions(tokenizer, style: str) -> list[int]:
+def end_completions(tokenizer, style: str, declared: list[int] | None = None) -> list[int]:
     """Make sure that a completion can end; sets the tokenizer's pad token where it is one of the end tokens.
 
     A base model was never taught its chat template: it may end a turn with the template's end-of-turn token
     (`<|im_end|>`) or a text with the end-of-text token (`<|endoftext|>`), so after a conversation either ends a
     completion. Padding with one of them would hide it from a loss that masks padding, so another token pads.
 
+    Args:
+        tokenizer: the model's; its pad token may be changed.
+        style: the prompt style, see `to_prompt`.
+        declared: the end tokens that the model's generation config declares.
+
     Returns:
         The ids of the end tokens, the tokenizer's own end-of-text token first.
     """
-    end_token_ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end_token_ids = list(dict.fromkeys(([tokenizer.eos_token_id] if tokenizer.eos_token else []) + (declared or [])))
     if style != "r1_zero":
         turn = [*to_prompt("question", "question"), {"role": "assistant", "content": "ANSWER"}]
         after_turn = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainerState
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import gsm8k
@@ -300,7 +300,7 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
         raise RequestError(f"there is no model folder {name}")
     source = {"revision": request.model_revision, "trust_remote_code": request.trust_remote_code}
     try:
-        AutoConfig.from_pretrained(name, **source)
+        config = AutoConfig.from_pretrained(name, **source)
         tokenizer = AutoTokenizer.from_pretrained(name, **source, padding_side="left", truncation_side="left")
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -312,7 +312,12 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
             f"the tokenizer of {name} has no chat template, which prompt_style {request.prompt_style} needs: "
             "use --prompt_style r1_zero"
         )
-    return tokenizer, gsm8k.end_completions(tokenizer, request.prompt_style)
+    try:
+        declared = GenerationConfig.from_pretrained(name, revision=request.model_revision).eos_token_id
+    except OSError:  # a model need not have one
+        declared = config.eos_token_id
+    declared = [declared] if isinstance(declared, int) else declared
+    return tokenizer, gsm8k.end_completions(tokenizer, request.prompt_style, declared)
 
 
 def check_data(request):

@@ -38,7 +38,7 @@ class RecipeParser(TrlParser):
         self.actions: dict[str, argparse.Action] = {}
         for action in self._actions:
             self.actions.setdefault(action.dest, action)
-        self.library_defaults = {key: action.default for key, action in self.actions.items()}
+        self.library_defaults = vars(self.parse_known_args([])[0])
 
     def error(self, message: str):
         raise RequestError(message)

@@ -84,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         recipe = parser.resolve(request)
         plan = preflight.check(request, recipe)
         request.gradient_accumulation_steps = plan.gradient_accumulation_steps
-        request.use_cpu = request.use_cpu or not torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            request.use_cpu = True
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
         if request.ddp_find_unused_parameters is None:  # a causal language model uses all of its parameters
             request.ddp_find_unused_parameters = False
         if request.preflight:

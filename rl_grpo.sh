@@ -26,7 +26,7 @@ if ((gpus == 0)); then
     NUM_PROCESSES=${NUM_PROCESSES:-$fitting}
     # Torch would use one thread a process under a launcher. Accelerate does not pass on that there is no GPU.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > NUM_PROCESSES ? cores / NUM_PROCESSES : 1))}
-    export ACCELERATE_USE_CPU=true DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+    export ACCELERATE_USE_CPU=true
 else
     CONFIG=${CONFIG:-configs/qwen2.5-1.5b-gsm8k.yaml}
     NUM_PROCESSES=${NUM_PROCESSES:-$gpus}

@@ -171,6 +171,14 @@ def test_a_base_model_can_stop_and_padding_hides_no_end(model, pad):
     assert gsm8k.end_completions(tokenizer, "r1_zero") == [tokenizer.eos_token_id]
 
 
+def test_an_end_token_that_only_the_generation_config_declares_does_not_pad(model):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"  # as Qwen2.5-Instruct has them
+    declared = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert gsm8k.end_completions(tokenizer, "chat", declared) == declared
+    assert tokenizer.pad_token == "<|fim_pad|>"
+
+
 # Loading -------------------------------------------------------------------------------------------------
 
 ROW = {"question": "What is 6 times 7?", "answer": "6*7=<<6*7=42>>42\n#### 42"}
