@@ -128,20 +128,27 @@ def make_tokenizer(texts: list[str]):
     return tokenizer
 
 
-def make_model(tokenizer, seed: int):
-    """A randomly initialised Qwen2 of 0.36 M parameters with a context of 256 tokens."""
+def make_model(tokenizer, seed: int, hidden_size: int = 128, context: int = 256):
+    """A randomly initialised Qwen2 of two layers; at this width it has 0.36 M parameters.
+
+    Args:
+        tokenizer: whose vocabulary and special tokens it has.
+        seed: of its weights.
+        hidden_size: its width, a multiple of 8.
+        context: prompt and completion together, in tokens.
+    """
     from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
 
     set_seed(seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
+            hidden_size=hidden_size,
+            intermediate_size=2 * hidden_size,
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=context,
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

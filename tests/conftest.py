@@ -35,25 +35,8 @@ def read_rows(split: str) -> list[dict]:
 
 def save_tiny_model(folder: Path, texts: list[str], context: int = 256) -> Path:
     """A two-layer Qwen2 with random weights and a tokenizer trained on `texts`."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM, set_seed
-
     tokenizer = toy.make_tokenizer(texts)
-    set_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=context,
-            tie_word_embeddings=True,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.save_pretrained(folder)
+    toy.make_model(tokenizer, seed=0, hidden_size=32, context=context).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
