@@ -210,6 +210,7 @@ def main() -> None:
     if output_dir.exists():
         parser.error(f"{output_dir} is there already: delete it to make it again, or give another --output_dir")
 
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
     print(f"toy.py: making {output_dir} (a minute or two, once)", flush=True)
     rng = random.Random(arguments.seed)
     seen: set[str] = set()
