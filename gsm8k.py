@@ -12,6 +12,7 @@ import functools
 import re
 from decimal import Decimal
 from pathlib import Path
+from typing import Literal, get_args
 
 # DeepSeek-R1-Zero's template (arXiv:2501.12948, table 1), up to where the question goes.
 SYSTEM_PROMPT = (
@@ -21,7 +22,7 @@ SYSTEM_PROMPT = (
     "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
 )
 
-PROMPT_STYLES = ("chat", "r1_zero", "question")
+PromptStyle = Literal["chat", "r1_zero", "question"]
 
 # The validation rows are the same whatever `--seed` a run trains with, so that runs can be compared on them.
 VALIDATION_SEED = 0
@@ -36,7 +37,7 @@ class DatasetError(ValueError):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def to_prompt(question: str, style: str) -> str | list[dict[str, str]]:
+def to_prompt(question: str, style: PromptStyle) -> str | list[dict[str, str]]:
     """The prompt of one question, in the form that TRL's `GRPOTrainer` takes.
 
     Args:
@@ -55,7 +56,7 @@ def to_prompt(question: str, style: str) -> str | list[dict[str, str]]:
         return [{"role": "system", "content": SYSTEM_PROMPT}, user]
     if style == "question":
         return [user]
-    raise ValueError(f"unknown prompt style {style!r}: choose from {', '.join(PROMPT_STYLES)}")
+    raise ValueError(f"unknown prompt style {style!r}: choose from {', '.join(get_args(PromptStyle))}")
 
 
 def end_completions(tokenizer, style: str, declared: list[int] | None = None) -> list[int]:

@@ -222,26 +222,28 @@ def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, 
     directory = Path(request.output_dir).expanduser()
     if directory.exists() and not directory.is_dir():
         raise RequestError(f"output_dir {directory} is a file")
-    wish = request.resume_from_checkpoint
-    if wish is not None and wish.lower() not in ("true", "false"):
-        if not (Path(wish) / "trainer_state.json").is_file():
-            raise RequestError(f"resume_from_checkpoint {wish} is no complete checkpoint: it has no trainer_state.json")
-        return wish, None, False
+    path = request.resume_from_checkpoint
+    wish = None if path is None else path.lower()
+    if wish not in (None, "true", "false"):
+        if not (Path(path) / "trainer_state.json").is_file():
+            raise RequestError(f"resume_from_checkpoint {path} is no complete checkpoint: it has no trainer_state.json")
+        return path, None, False
 
-    if wish is not None and wish.lower() == "true" and last_checkpoint(directory) is None:
+    checkpoint = last_checkpoint(directory)
+    if wish == "true" and checkpoint is None:
         raise RequestError(f"resume_from_checkpoint: {directory} holds no complete checkpoint to resume from")
 
     saved = directory / "recipe.yaml"
     if request.overwrite_output_dir and directory.is_dir() and any(directory.iterdir()):
         return None, None, True
     if not saved.is_file():
-        if directory.is_dir() and (has_weights(directory) or last_checkpoint(directory)):
+        if directory.is_dir() and (has_weights(directory) or checkpoint):
             raise RequestError(
                 f"{directory} holds a model that no run of this script wrote: give another --output_dir, "
                 "or --overwrite_output_dir, which moves it aside"
             )
         return None, None, False
-    if wish is not None and wish.lower() == "false":
+    if wish == "false":
         raise RequestError(
             f"{directory} holds a run already: --overwrite_output_dir moves it aside, or give another --output_dir"
         )
@@ -264,7 +266,7 @@ def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, 
         target = state.max_steps if same_length else request.max_steps
         if 0 < target <= state.global_step:
             return None, state.global_step, False
-    return last_checkpoint(directory), None, False
+    return checkpoint, None, False
 
 
 def last_checkpoint(directory: Path) -> str | None:

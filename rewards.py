@@ -101,12 +101,12 @@ REWARDS = {
     "length_if_correct": length_if_correct,
 }
 
-# TRL's own rewards by their TRL names. Those whose name begins with `get_` are made for a completion length;
-# DAPO punishes over the last fifth of it (arXiv:2503.14476, section 3.4).
+# TRL's own rewards by their TRL names. Those with arguments are made for a completion length; DAPO punishes over
+# the last fifth of it (arXiv:2503.14476, section 3.4).
 TRL_REWARDS = {
-    "accuracy_reward": {},
-    "reasoning_accuracy_reward": {},
-    "think_format_reward": {},
+    "accuracy_reward": None,
+    "reasoning_accuracy_reward": None,
+    "think_format_reward": None,
     "get_cosine_scaled_reward": lambda max_length: {"max_len": max_length},
     "get_repetition_penalty_reward": lambda max_length: {},
     "get_soft_overlong_punishment": lambda max_length: {
@@ -135,8 +135,8 @@ def load(name: str, max_completion_length: int) -> Callable[..., list[float | No
 
         if ("accuracy" in name or "cosine" in name) and not is_math_verify_available():
             raise ImportError(f"reward {name} needs the package math-verify: pip install math-verify")
-        reward = getattr(trl.rewards, name)
-        return reward(**TRL_REWARDS[name](max_completion_length)) if name.startswith("get_") else reward
+        reward, arguments = getattr(trl.rewards, name), TRL_REWARDS[name]
+        return reward if arguments is None else reward(**arguments(max_completion_length))
     module, dot, function = name.rpartition(".")
     if dot:
         try:

@@ -13,7 +13,6 @@ recipe. The same command again resumes from the last checkpoint. Exit codes: 0 d
 import os
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 import trl.trainer.grpo_trainer
@@ -22,6 +21,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, get_peft_
 
 import preflight
 import report
+from gsm8k import PromptStyle
 from recipe import RecipeParser, RequestError
 from rewards import REWARDS
 
@@ -34,7 +34,7 @@ class R1ZeroArguments:
         default_factory=lambda: ["accuracy", "format", "reflection", "length"],
         metadata={"help": f"rewards, summed, among {', '.join(REWARDS)}; or TRL's by name"},
     )
-    prompt_style: Literal["chat", "r1_zero", "question"] = field(
+    prompt_style: PromptStyle = field(
         default="chat",
         metadata={"help": "R1-Zero instructions by chat template, the same as plain text, or the bare question"},
     )
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             print(f"rl_grpo.py: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
-    if training_args.process_index == 0:
+    if is_main:
         report.open_directory(training_args.output_dir, recipe, plan.run_to_move)
         report.say_plan(request, plan)
     if "wandb" in training_args.report_to:
@@ -156,7 +156,6 @@ def main(argv: list[str] | None = None) -> None:
     trainer.create_model_card(model_name=os.path.basename(training_args.output_dir), dataset_name=dataset_name)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
-    is_main = trainer.is_world_process_zero()
     if is_main:
         report.save_state(training_args.output_dir, trainer.state)
     trainer.end()
