@@ -5,13 +5,21 @@ of the run, or raises `RequestError` with one line that says what to change. It 
 """
 
 import argparse
+import importlib.metadata
+import json
 import math
 import os
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
+import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -36,6 +44,11 @@ MAY_CHANGE = {
 MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader_", "num_completions_", "ddp_")
 
 TOY_BASE = "outputs/toy-base"  # what toy.py makes, and configs/toy.yaml names
+VLLM = "0.30.0"  # the one that asks for the torch and transformers pinned in requirements.txt
+
+# What a model's folder on the hub holds beside weights in other formats.
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+OFFLINE_MEND = "`bash rl_grpo.sh --prefetch` where there is a network downloads it, HF_HUB_OFFLINE=0 looks for it now"
 
 
 @dataclass
@@ -82,11 +95,21 @@ def check(request: argparse.Namespace, recipe: dict) -> Plan:
             raise RequestError(f"no {key}: name it in a recipe (--config configs/toy.yaml) or give --{key}")
     if request.dataset_streaming:
         raise RequestError("dataset_streaming is not supported: GSM8K is read whole, and each gold is checked")
-    if request.num_processes is not None and not request.preflight:
-        raise RequestError("--num_processes goes with --preflight; a training's is accelerate launch's (NUM_PROCESSES)")
+    if not request.preflight and (request.num_processes is not None or request.accelerate_config is not None):
+        raise RequestError(
+            "--num_processes and --accelerate_config go with --preflight; a training has those of `accelerate launch`, "
+            "or of NUM_PROCESSES and ACCELERATE_CONFIG for rl_grpo.sh"
+        )
+    if request.enable_jit_checkpoint:
+        raise RequestError(
+            "enable_jit_checkpoint: leave it out; on SIGTERM and SIGUSR1 a checkpoint is saved anyway, all ranks at "
+            "one step, which transformers' own does not see to"
+        )
 
     reward_funcs = check_rewards(request)
     world_size = request.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
+    check_topology(request.accelerate_config, world_size)
+    check_vllm(request)
     accumulation = check_batch(request, world_size)
     checkpoint, finished_steps, run_to_move = check_run_directory(request, recipe)
     tokenizer, end_token_ids = check_model(request)
@@ -122,6 +145,74 @@ def check_rewards(request) -> list[Callable]:
         return [rewards.load(name, request.max_completion_length) for name in names]
     except (ValueError, ImportError) as error:
         raise RequestError(str(error)) from error
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Topology and vLLM
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_topology(path: str | None, world_size: int) -> None:
+    """Refuse a topology that accelerate would run as something else without a word.
+
+    Args:
+        path: the topology's file; None under a launcher, which has read it.
+        world_size: the processes that it is to run on.
+    """
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if path is not None:
+        try:
+            kind = load_config_from_file(path).distributed_type
+        except FileNotFoundError:
+            folder = Path(__file__).parent / "configs" / "accelerate"
+            have = ", ".join(f"configs/accelerate/{file.name}" for file in sorted(folder.glob("*.yaml")))
+            raise RequestError(f"there is no topology {path}; there are {have}") from None
+        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise RequestError(f"topology {path} cannot be read: {' '.join(str(error).split())}") from error
+        if kind == "NO" and world_size > 1:
+            raise RequestError(f"topology {path} is of one process, not {world_size}: take ddp.yaml or zero2.yaml")
+        fsdp = kind == "FSDP"
+    if fsdp and not torch.accelerator.is_available():
+        raise RequestError(
+            "FSDP needs GPUs: without one accelerate runs plain DDP in its place and does not say so; "
+            "take cpu.yaml, or zero3.yaml, which splits the model on CPUs too"
+        )
+
+
+def check_vllm(request) -> None:
+    """That vLLM, if it is to generate, is here in the one version that fits, and that its server answers."""
+    if not request.use_vllm:
+        return
+    install = f"pip install vllm=={VLLM}"
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise RequestError(f"use_vllm: vLLM is not installed: {install}") from None
+    if version.split("+")[0] != VLLM:
+        raise RequestError(f"use_vllm: vLLM {version} does not fit the pinned torch and transformers: {install}")
+    if request.preflight or request.prefetch:
+        return  # which may be on a machine other than the one that trains
+    if not torch.cuda.is_available():
+        raise RequestError("use_vllm: vLLM needs a GPU, and there is none here")
+    if request.vllm_mode == "server" and os.environ.get("RANK", "0") == "0":
+        url = request.vllm_server_base_url or f"http://{request.vllm_server_host}:{request.vllm_server_port}"
+        wait_for_server(url, request.vllm_server_timeout, f"trl vllm-serve --model {request.model_name_or_path}")
+
+
+def wait_for_server(url: str, seconds: float, command: str) -> None:
+    """Return when the vLLM server at `url` answers; refuse when it has not after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=10):
+                return
+        except (OSError, urllib.error.HTTPError) as error:
+            if time.monotonic() > until:
+                raise RequestError(
+                    f"use_vllm: no vLLM server answers at {url} ({error}): start one with `{command}`, "
+                    "and name its machine with --vllm_server_host"
+                ) from error
+        time.sleep(2)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -293,9 +384,10 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """The tokenizer as training uses it, and the tokens that end a completion. No weights are loaded."""
     name = request.model_name_or_path
     folder = Path(name).expanduser()
+    offline = huggingface_hub.constants.HF_HUB_OFFLINE
     if folder.is_dir():
-        if not has_weights(folder):
-            raise RequestError(f"model folder {name} holds no *.safetensors")
+        if missing := missing_weights(folder):
+            raise RequestError(f"model folder {name} holds no {missing}")
     elif name == TOY_BASE:
         raise RequestError(f"there is no model folder {name}: python toy.py makes it")
     elif name.startswith((".", "/", "~")):
@@ -307,8 +399,11 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise RequestError(
-            f"model {name} is neither a local folder nor found on the hub or in its cache: {reason}"
+            f"model {name} is neither a local folder nor found on the hub or in its cache: "
+            + (OFFLINE_MEND if offline else reason)
         ) from error
+    if not folder.is_dir() and (request.prefetch or offline):
+        check_hub_weights(name, request.model_revision, offline)
     if request.prompt_style != "r1_zero" and not tokenizer.chat_template:
         raise RequestError(
             f"the tokenizer of {name} has no chat template, which prompt_style {request.prompt_style} needs: "
@@ -322,13 +417,39 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     return tokenizer, gsm8k.end_completions(tokenizer, request.prompt_style, declared)
 
 
+def check_hub_weights(name: str, revision: str, offline: bool) -> None:
+    """Download a model's weights into the cache; offline, refuse if they are not all there."""
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(MODEL_FILES), local_files_only=offline
+        )
+    except (OSError, ValueError) as error:
+        if offline:
+            raise RequestError(f"model {name} is not whole in the cache: {OFFLINE_MEND}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise RequestError(f"model {name} cannot be downloaded: {reason}") from error
+    if missing := missing_weights(Path(snapshot)):
+        raise RequestError(f"model {name} has no {missing} on the hub")
+
+
+def missing_weights(folder: Path) -> str | None:
+    """What a model's folder lacks of its weights: the name of a file, or None if they are whole."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return next((shard for shard in shards if not (folder / shard).is_file()), None)
+    return None if has_weights(folder) else "*.safetensors"
+
+
 def check_data(request):
     """The train split in TRL's form, and the part of it that is held out for validation (None for no rows)."""
     try:
         rows = gsm8k.load(request.dataset_name, request.dataset_config, request.dataset_train_split)
         train_dataset, eval_dataset = gsm8k.to_training_set(rows, request.prompt_style, request.validation_size)
     except gsm8k.DatasetError as error:
-        raise RequestError(str(error)) from error
+        fetchable = isinstance(error.__cause__, FileNotFoundError | ConnectionError)
+        mend = f"; {OFFLINE_MEND}" if fetchable and huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        raise RequestError(f"{error}{mend}") from error
     prompts = request.prompts_per_step or 1
     if len(train_dataset) < prompts:
         raise RequestError(

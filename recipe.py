@@ -13,7 +13,16 @@ import yaml
 from trl import TrlParser
 
 # Of one start, not of the run: they are not part of its recipe. The token is also a secret.
-NOT_RECIPE = {"config", "preflight", "num_processes", "overwrite_output_dir", "resume_from_checkpoint", "hub_token"}
+NOT_RECIPE = {
+    "config",
+    "preflight",
+    "num_processes",
+    "accelerate_config",
+    "prefetch",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "hub_token",
+}
 
 
 class RequestError(ValueError):

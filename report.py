@@ -23,6 +23,7 @@ import datasets
 import torch
 import transformers
 import yaml
+from huggingface_hub import constants
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
@@ -38,6 +39,10 @@ def quieten() -> None:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are raised as well, and said once
     transformers.utils.logging.disable_progress_bar()
+    # A checkpoint holds the weights of a tied head once, under the embedding's name.
+    logging.getLogger("transformers.trainer").addFilter(
+        lambda record: "missing keys in the checkpoint model loaded: ['lm_head.weight']" not in record.getMessage()
+    )
     # TRL 1.16 reads an attribute that transformers 5.23 renamed, at every step.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
@@ -194,6 +199,25 @@ def say_plan(request, plan) -> None:
         f"completions a step = {size} × {processes} process{'es' * (processes > 1)} × {steps} accumulation steps; "
         f"{len(plan.train_dataset)} rows to train on, {len(plan.eval_dataset or [])} held out"
     )
+
+
+def say_prefetched(request, plan) -> None:
+    """Model and data are in the cache."""
+    rows = len(plan.train_dataset) + len(plan.eval_dataset or [])
+    print(
+        f"{request.model_name_or_path} and {request.dataset_name} ({rows} rows) are here whole, "
+        f"what comes from the hub in {constants.HF_HOME}"
+    )
+
+
+def say_stopped(output_dir: str, state, signal_name: str) -> None:
+    """The training ended early, on a signal, with a checkpoint. A batch script learns of it from STOPPED_FILE."""
+    print(
+        f"\n{output_dir}: stopped by {signal_name} after step {state.global_step} of {state.max_steps}; "
+        f"checkpoint-{state.global_step} is whole, and the same command goes on from it"
+    )
+    if file := os.environ.get("STOPPED_FILE"):
+        Path(file).touch()
 
 
 def say_finished(output_dir: str, steps: int) -> None:

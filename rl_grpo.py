@@ -5,13 +5,16 @@
     accelerate launch --config_file configs/accelerate/zero2.yaml --num_processes 4 \\
         rl_grpo.py --config configs/qwen2.5-1.5b-gsm8k.yaml
     python rl_grpo.py --config configs/toy.yaml --preflight        # check everything, train nothing
+    python rl_grpo.py --config configs/qwen2.5-1.5b-gsm8k.yaml --prefetch      # for machines without a network
 
 Every field of TRL's GRPOConfig and ModelConfig is an argument and a recipe key; the command line overrides the
-recipe. The same command again resumes from the last checkpoint. Exit codes: 0 done, 2 the request was wrong.
+recipe. The same command again resumes from the last checkpoint. Exit codes: 0 done, or stopped by a signal with a
+checkpoint; 2 the request was wrong.
 """
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +27,7 @@ import report
 from gsm8k import PromptStyle
 from recipe import RecipeParser, RequestError
 from rewards import REWARDS
+from signals import StopTogether
 
 
 @dataclass
@@ -52,16 +56,29 @@ class R1ZeroArguments:
     num_processes: int | None = field(
         default=None, metadata={"help": "with --preflight: check for this many processes"}
     )
+    accelerate_config: str | None = field(
+        default=None, metadata={"help": "with --preflight: check for this topology, a file in configs/accelerate"}
+    )
+    prefetch: bool = field(
+        default=False, metadata={"help": "download model and data into the cache, check the request, then stop"}
+    )
 
 
 class Trainer(GRPOTrainer):
-    """TRL's trainer, but for the file of a step's completions, which a validation after the step would write over."""
+    """TRL's trainer, but for what is written at a validation and for the end on several nodes."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # A validation would write its completions over those of the step before it.
         wanted = self.log_completions
         self.log_completions = wanted and self.model.training
         super().log(logs, start_time)
         self.log_completions = wanted
+
+    def end(self) -> None:
+        super().end()
+        # torchrun on the first node answers the others until they have ended: it should leave last.
+        if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" and os.environ["GROUP_RANK"] == "0":
+            time.sleep(2)
 
 
 def make_parser() -> RecipeParser:
@@ -77,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     # The request: recipe, command line, and everything that can be checked before weights are loaded
     # ------------------------------------------------------------------------------------------------------
     report.quieten()
+    stop = StopTogether()
     parser = make_parser()
     is_main = os.environ.get("RANK", "0") == "0"
     try:
@@ -84,11 +102,18 @@ def main(argv: list[str] | None = None) -> None:
         recipe = parser.resolve(request)
         plan = preflight.check(request, recipe)
         request.gradient_accumulation_steps = plan.gradient_accumulation_steps
+        # The recipe's bf16 says what is computed in bf16, whatever the topology's file says.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
         if not torch.accelerator.is_available():
-            request.use_cpu = True
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which transformers imports, warns otherwise
+            # To accelerate, `use_cpu` means plain DDP even where DeepSpeed was asked for; DeepSpeed needs only gloo.
+            deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+            request.use_cpu, request.ddp_backend = (False, "gloo") if deepspeed else (True, None)
         if request.ddp_find_unused_parameters is None:  # a causal language model uses all of its parameters
             request.ddp_find_unused_parameters = False
+        if request.prefetch:
+            report.say_prefetched(request, plan)
+            return
         if request.preflight:
             if is_main:
                 report.say_plan(request, plan)
@@ -99,7 +124,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         _, script_args, training_args, model_args = parser.make(request)
     except RequestError as error:
-        if is_main:
+        # On a second node, what is wrong may be that node alone (a file that is not there).
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"rl_grpo.py: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -144,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(run_report)
+    trainer.add_callback(stop)
     # TRL prints a table of all completions at every logging step; the parquet files keep them all anyway.
     trl.trainer.grpo_trainer.print_prompt_completions_sample = run_report.say_sample
 
@@ -151,6 +178,11 @@ def main(argv: list[str] | None = None) -> None:
     # Train, save
     # ------------------------------------------------------------------------------------------------------
     trainer.train(resume_from_checkpoint=plan.checkpoint)
+    if stop.agreed:
+        trainer.end()
+        if is_main:
+            report.say_stopped(training_args.output_dir, trainer.state, stop.agreed.name)
+        return
     trainer.save_model(training_args.output_dir)
     dataset_name = None if os.path.isdir(script_args.dataset_name) else script_args.dataset_name
     trainer.create_model_card(model_name=os.path.basename(training_args.output_dir), dataset_name=dataset_name)

@@ -3,11 +3,14 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 # Before anything imports them: no network, no accounts, and the same number of threads everywhere.
 os.environ.update(
@@ -61,47 +64,84 @@ def model(tmp_path_factory, problems) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny", texts)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """A training takes SIGTERM and SIGUSR1 for itself; the tests' own process gets them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def training_arguments(**overrides) -> list[str]:
+    """The command line of a training that takes less than a second a step; None leaves a key out."""
+    values = {
+        "prompt_style": "question",
+        "prompts_per_step": 4,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 8,
+        "max_steps": 2,
+        "lr_scheduler_type": "constant",
+        "learning_rate": "1e-3",
+        "bf16": "false",
+        "activation_checkpointing": "false",
+        "logging_steps": 1,
+        "log_completions": "true",
+        "report_to": "none",
+        "save_steps": 2,
+        **overrides,
+    }
+    command = []
+    for key, value in values.items():
+        if value is not None:
+            command += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+    return command
+
+
 @pytest.fixture
 def arguments(model, data, tmp_path):
-    """The command line of a training that takes a second a step."""
-
-    def make(**overrides) -> list[str]:
-        values = {
-            "model_name_or_path": model,
-            "dataset_name": data,
-            "prompt_style": "question",
-            "output_dir": tmp_path / "run",
-            "prompts_per_step": 4,
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "max_completion_length": 8,
-            "max_steps": 2,
-            "lr_scheduler_type": "constant",
-            "learning_rate": "1e-3",
-            "bf16": "false",
-            "activation_checkpointing": "false",
-            "logging_steps": 1,
-            "log_completions": "true",
-            "report_to": "none",
-            "save_steps": 2,
-            **overrides,
-        }
-        command = []
-        for key, value in values.items():
-            if value is not None:
-                command += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
-        return command
-
-    return make
+    """`training_arguments` with the tiny model and data, into `tmp_path / "run"`."""
+    places = {"model_name_or_path": model, "dataset_name": data, "output_dir": tmp_path / "run"}
+    return lambda **overrides: training_arguments(**{**places, **overrides})
 
 
-def launch(*command, **environment) -> subprocess.CompletedProcess:
+# Of a log entry, what depends on the clock and not on the training.
+CLOCK = ("step_time", "runtime", "per_second")
+
+
+def logs(run: Path) -> list[dict]:
+    """The metrics by step, without those of the clock."""
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    return [{k: v for k, v in entry.items() if not any(word in k for word in CLOCK)} for entry in history]
+
+
+def steps(run: Path) -> list[dict]:
+    """Of the metrics, those of training steps."""
+    return [entry for entry in logs(run) if "reward" in entry]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def environment(**variables) -> dict[str, str]:
+    """This process's, with the tests' own python first, and variables set, or unset by None."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    merged = {**os.environ, "PATH": path, **variables}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def launch(*command, **variables) -> subprocess.CompletedProcess:
     """Run a command in the repository's root, with environment variables set, or unset by None."""
-    variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment}
     return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env={name: value for name, value in variables.items() if value is not None},
+        env=environment(**variables),
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,5 +8,6 @@ source ./setup.sh
 
 ruff check .
 ruff format --check .
-shellcheck ./*.sh tests/*.sh .ci/run
-python -m pytest "$@"
+shellcheck ./*.sh ./*.slurm tests/*.sh .ci/run
+# Two files at a time: most of a launch is one process that imports.
+python -m pytest --numprocesses 2 --dist loadfile "$@"

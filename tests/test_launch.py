@@ -1,0 +1,303 @@
+"""Every launch path: topologies on two processes, signals, machines without a network, vLLM's conditions."""
+
+import importlib.metadata
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import hub
+import psutil
+import pytest
+import torch
+from conftest import ROOT, environment, equal, launch, steps, training_arguments, weights
+from datasets import Dataset
+from transformers import AutoModelForCausalLM
+
+import preflight
+import rl_grpo
+from recipe import RequestError
+
+TOPOLOGIES = ROOT / "configs" / "accelerate"
+
+# What a checkpoint holds only if the topology's own engine wrote it.
+ENGINE_FILES = {
+    "zero2": "global_step1/zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "zero3": "global_step1/zero_pp_rank_1_mp_rank_00_model_states.pt",
+    "fsdp2": "pytorch_model_fsdp.bin",
+}
+
+
+# Topologies, and the same optimisation on any number of processes -------------------------------------------
+
+
+def pinned_arguments(model, data, run) -> list[str]:
+    """An epoch of three steps with plain gradient descent and linear decay; 3 × 4 completions in micro-batches of 2.
+
+    On two processes the second group lies on both.
+    """
+    return training_arguments(
+        model_name_or_path=model, dataset_name=data, output_dir=run, validation_size=54, reward_funcs="pinned.variety",
+        prompts_per_step=3, per_device_train_batch_size=2, max_completion_length=10, max_steps=None,
+        num_train_epochs=1, optim="sgd", learning_rate=1, lr_scheduler_type="linear", save_steps=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one_process(model, data, tmp_path_factory):
+    """The run that all others are compared with."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    result = launch("python", "rl_grpo.py", *pinned_arguments(model, data, run), PYTHONPATH=str(ROOT / "tests"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert [entry["step"] for entry in steps(run)] == [1, 2, 3]
+    return run
+
+
+@pytest.mark.parametrize("topology", ["cpu", "ddp", "zero2", "zero3", "fsdp2"])
+def test_two_processes_take_the_same_steps_as_one(topology, one_process, model, data, tmp_path):
+    """Same rewards, learning rates and updates, and a final model that loads as it is.
+
+    The updates' tolerance: float32 sums over the same completions in another order, relative to the update's own
+    norm. A wrong normaliser (by processes, by accumulation steps, by local token counts) is off by 0.1 or more.
+    """
+    run = tmp_path / "a run with spaces"
+    recipe = tmp_path / "my recipe.yaml"
+    recipe.write_text("run_name: from the recipe\n")
+    command = pinned_arguments(model, data, run)
+    file = TOPOLOGIES / f"{topology}.yaml"
+    if topology == "fsdp2":
+        multi = ["--num_processes", "2", "--main_process_port", "0", "tests/fsdp_on_cpu.py", "--config", recipe]
+        result = launch("accelerate", "launch", "--config_file", file, *multi, *command, PYTHONPATH="tests:.")
+    else:
+        result = launch(
+            "bash", "rl_grpo.sh", *command, CONFIG=str(recipe), ACCELERATE_CONFIG=str(file), NUM_PROCESSES="2",
+            PYTHONPATH=str(ROOT / "tests"),
+        )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "12 completions a step = 2 × 2 processes × 3 accumulation steps" in result.stdout
+    assert result.stdout.count("finished 3 steps") == 1  # one rank speaks
+    assert "run_name: from the recipe" in (run / "recipe.yaml").read_text()
+    if topology in ENGINE_FILES:
+        assert (run / "checkpoint-1" / ENGINE_FILES[topology]).is_file(), sorted(os.listdir(run / "checkpoint-1"))
+
+    for one, two in zip(steps(one_process), steps(run), strict=True):
+        for key in ("reward", "reward_std", "learning_rate", "completions/mean_length", "frac_reward_zero_std"):
+            assert two[key] == pytest.approx(one[key], rel=1e-6), key
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+    before = weights(model)
+    for step in (1, 3):
+        one, two = (weights(folder / f"checkpoint-{step}") for folder in (one_process, run))
+        update = torch.cat([(one[name] - before[name]).flatten() for name in before])
+        difference = torch.cat([(one[name] - two[name]).flatten() for name in before])
+        assert update.norm() > 0.1
+        assert difference.norm() / update.norm() < 1e-4
+    loaded = AutoModelForCausalLM.from_pretrained(run)
+    assert torch.equal(loaded.get_input_embeddings().weight, weights(run)["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("topology", "processes", "complaint"),
+    [
+        ("configs/accelerate/fsdp2.yaml", 2, "FSDP needs GPUs"),
+        ("configs/accelerate/single_gpu.yaml", 2, "is of one process, not 2"),
+        (
+            "configs/accelerate/zero4.yaml",
+            2,
+            "there is no topology configs/accelerate/zero4.yaml; there are configs/acc",
+        ),
+        ("configs/toy.yaml", 2, "cannot be read"),
+        ("configs/accelerate/zero3.yaml", 2, None),
+        ("configs/accelerate/single_gpu.yaml", 1, None),
+    ],
+)
+def test_a_topology_that_would_run_as_something_else_is_refused(topology, processes, complaint):
+    if complaint is None:
+        return preflight.check_topology(topology, processes)
+    with pytest.raises(RequestError, match=complaint):
+        preflight.check_topology(topology, processes)
+
+
+def test_fsdp_on_cpus_is_refused_under_accelerate_launch_too(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RequestError, match="FSDP needs GPUs"):
+        preflight.check_topology(None, 2)
+
+
+@pytest.mark.parametrize("file", sorted(TOPOLOGIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_topologies_leave_the_number_of_processes_to_the_launcher(file):
+    text = file.read_text()
+    assert "num_processes" not in text
+    assert ("mixed_precision: bf16" in text) == (file.stem != "cpu")
+
+
+# Signals ---------------------------------------------------------------------------------------------------
+
+
+def wait_for(condition, what: str, seconds: float = 120):
+    """Return the first true value of `condition()`."""
+    until = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        time.sleep(0.05)
+    return value
+
+
+def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_on_as_if_it_had_not(
+    arguments, tmp_path
+):
+    """Under ZeRO-3, where each rank holds a part of every weight and of the optimizer; DDP's turn is in tests/slurm."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    variables = environment(
+        CONFIG="configs/toy.yaml", NUM_PROCESSES="2", ACCELERATE_CONFIG="configs/accelerate/zero3.yaml",
+        PYTHONPATH=str(ROOT / "tests"),
+    )  # fmt: skip
+
+    def command(run):
+        options = {"reward_funcs": ["length", "paced.letters"], "max_steps": 8, "save_steps": 100}
+        return ["bash", "rl_grpo.sh", *arguments(output_dir=run, eval_strategy="no", validation_size=0, **options)]
+
+    log = tmp_path / "log"
+    with open(log, "w") as file:
+        launcher = subprocess.Popen(command(stopped), cwd=ROOT, env=variables, stdout=file, stderr=file)
+    wait_for(lambda: " 2/8" in log.read_text() or launcher.poll() is not None, "step 2")
+    ranks = {
+        int(process.environ()["RANK"]): process
+        for process in psutil.Process(launcher.pid).children(recursive=True)
+        if "rl_grpo.py" in process.cmdline() and "RANK" in process.environ()
+    }
+    ranks[1].send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    ranks[0].send_signal(signal.SIGUSR1)
+    assert launcher.wait(timeout=60) == 0, log.read_text()[-2000:]
+
+    checkpoint = preflight.last_checkpoint(stopped)
+    step = int(checkpoint.rsplit("-", 1)[1])
+    assert 2 <= step < 8
+    assert {path.name for path in stopped.glob("checkpoint-*")} == {f"checkpoint-{step}"}
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(checkpoint))
+    said = log.read_text()
+    assert f"after step {step} of 8; checkpoint-{step} is whole, and the same command goes on" in said
+    assert "Traceback" not in said
+    assert not list(stopped.glob("*.safetensors"))  # nothing that looks like a finished run
+
+    for run in (straight, stopped):
+        result = subprocess.run(command(run), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr[-2000:]
+    assert f"resumed from checkpoint-{step}" in result.stdout
+    assert steps(straight) == steps(stopped)
+    assert equal(weights(straight), weights(stopped))
+
+
+def test_a_signal_to_the_launcher_reaches_the_training(arguments, tmp_path):
+    log = tmp_path / "log"
+    variables = environment(CONFIG="configs/toy.yaml", NUM_PROCESSES="1", PYTHONPATH=str(ROOT / "tests"))
+    command = arguments(reward_funcs="paced.letters", max_steps=500, eval_strategy="no", validation_size=0)
+    with open(log, "w") as file:
+        launcher = subprocess.Popen(["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file)
+    wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
+    launcher.terminate()
+    assert launcher.wait(timeout=60) == 0, log.read_text()[-2000:]
+    assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
+
+
+def test_a_signal_in_the_last_step_lets_the_run_finish(arguments, tmp_path, capsys, monkeypatch):
+    def signal_at_once(self):
+        handlers(self)
+        signal.raise_signal(signal.SIGTERM)
+
+    handlers = rl_grpo.StopTogether.__init__
+    monkeypatch.setattr(rl_grpo.StopTogether, "__init__", signal_at_once)
+    rl_grpo.main(arguments(max_steps=1))
+    assert "finished 1 steps" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_with_sparse_logging_a_stop_logs_what_it_has(arguments, tmp_path, monkeypatch):
+    handlers = rl_grpo.StopTogether.on_step_end
+
+    def signal_in_step_3(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            signal.raise_signal(signal.SIGUSR1)
+        handlers(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(rl_grpo.StopTogether, "on_step_end", signal_in_step_3)
+    rl_grpo.main(arguments(max_steps=10, logging_steps=2, save_strategy="no"))
+    assert [entry["step"] for entry in steps(tmp_path / "run")] == [2, 3]
+    assert preflight.last_checkpoint(tmp_path / "run").endswith("checkpoint-3")
+
+
+# Machines without a network --------------------------------------------------------------------------------
+
+
+def test_prefetched_then_offline_then_what_is_missing_is_named(model, problems, tmp_path):
+    """The reference recipe's own names, from a hub on this machine, which is then gone."""
+    data = tmp_path / "data"
+    card = "---\nconfigs:\n- config_name: main\n  data_files:\n"
+    for split, rows in (("train", problems * 2), ("test", problems[:8])):
+        (data / "main").mkdir(parents=True, exist_ok=True)
+        table = Dataset.from_list([{"question": row["question"], "answer": row["answer"]} for row in rows])
+        table.to_parquet(data / "main" / f"{split}-00000-of-00001.parquet")
+        card += f"  - split: {split}\n    path: main/{split}-*\n"
+    (data / "README.md").write_text(card + "---\n")
+
+    variables = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+    with hub.serve({"models/Qwen/Qwen2.5-1.5B": model, "datasets/openai/gsm8k": data}) as (address, requests):
+        variables["HF_ENDPOINT"] = address
+        result = launch("bash", "rl_grpo.sh", "--seed", "1", "--prefetch", "--run_name", "a b", **variables)
+        assert result.returncode == 0, result.stderr[-2000:]
+        assert result.stdout.rstrip().endswith(
+            "sbatch -A ACCOUNT run_rl_grpo.cardinal.slurm --seed 1 --run_name a\\ b"
+        ), result.stdout
+        assert any("model.safetensors" in request for request in requests)
+
+    recipe = "configs/qwen2.5-1.5b-gsm8k.yaml"
+    variables["HF_HUB_OFFLINE"] = "1"  # and the hub at HF_ENDPOINT is gone: what still asked it would fail
+    training = training_arguments(output_dir=tmp_path / "run", eval_strategy="no", validation_size=8, max_steps=1)
+    result = launch("python", "rl_grpo.py", "--config", recipe, *training, WANDB_MODE="offline", **variables)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+    blobs = tmp_path / "cache" / "hub" / "models--Qwen--Qwen2.5-1.5B" / "snapshots" / hub.COMMIT
+    (blobs / "model.safetensors").unlink()
+    check = ["python", "rl_grpo.py", "--config", recipe, *training, "--overwrite_output_dir"]
+    result = launch(*check, **variables)
+    assert result.returncode == 2
+    assert "model Qwen/Qwen2.5-1.5B is not whole in the cache: `bash rl_grpo.sh --prefetch`" in result.stderr
+    result = launch(*check, "--model_name_or_path", model, **{**variables, "HF_HOME": str(tmp_path / "empty")})
+    assert result.returncode == 2
+    assert "dataset openai/gsm8k" in result.stderr and "`bash rl_grpo.sh --prefetch`" in result.stderr
+
+
+def test_a_missing_shard_is_named(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "sharded")
+    sharded = AutoModelForCausalLM.from_pretrained(model)
+    (folder / "model.safetensors").unlink()
+    sharded.save_pretrained(folder, max_shard_size="50KB")
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    assert len(shards) > 1 and preflight.missing_weights(folder) is None
+    (folder / shards[1]).unlink()
+    assert preflight.missing_weights(folder) == shards[1]
+
+
+# vLLM ------------------------------------------------------------------------------------------------------
+
+
+def test_vllm_is_wanted_in_the_one_version_that_fits(arguments, monkeypatch):
+    request = rl_grpo.make_parser().read(arguments(use_vllm="true"))
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.31.0" if name == "vllm" else installed(name))
+    with pytest.raises(RequestError, match=r"vLLM 0.31.0 does not fit .* pip install vllm==0.30.0"):
+        preflight.check_vllm(request)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.30.0" if name == "vllm" else installed(name))
+    with pytest.raises(RequestError, match="vLLM needs a GPU"):
+        preflight.check_vllm(request)
+    request.preflight = True  # on a login node
+    preflight.check_vllm(request)
+
+
+def test_a_vllm_server_is_waited_for_and_then_named():
+    with hub.serve({}) as (address, _), pytest.raises(RequestError, match=f"{address} .*404.* `trl vllm-serve`"):
+        preflight.wait_for_server(address, 0, "trl vllm-serve")
+    with pytest.raises(RequestError, match="Connection refused"):
+        preflight.wait_for_server(address, 0, "trl vllm-serve")
