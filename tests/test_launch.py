@@ -192,7 +192,10 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
 
 def test_a_signal_to_the_launcher_reaches_the_training(arguments, tmp_path):
     log = tmp_path / "log"
-    variables = environment(CONFIG="configs/toy.yaml", NUM_PROCESSES="1", PYTHONPATH=str(ROOT / "tests"))
+    variables = environment(
+        CONFIG="configs/toy.yaml", NUM_PROCESSES="1", ACCELERATE_CONFIG="configs/accelerate/single_gpu.yaml",
+        PYTHONPATH=str(ROOT / "tests"),
+    )  # fmt: skip
     command = arguments(reward_funcs="paced.letters", max_steps=500, eval_strategy="no", validation_size=0)
     with open(log, "w") as file:
         launcher = subprocess.Popen(["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file)

@@ -26,9 +26,9 @@ def test_commands_name_files_that_exist_and_arguments_that_are_accepted(command)
     words = shlex.split(command)
     for word in words:
         path = word.split("=")[-1]
-        if path.endswith((".py", ".sh", ".yaml")):
+        if path.endswith((".py", ".sh", ".slurm", ".yaml")):
             assert (ROOT / path).is_file(), path
-    for script in ("rl_grpo.py", "rl_grpo.sh"):
+    for script in ("rl_grpo.py", "rl_grpo.sh", "run_rl_grpo.cardinal.slurm"):
         if script in words and "--help" not in words:
             rl_grpo.make_parser().read(words[words.index(script) + 1 :])
 
