@@ -135,7 +135,7 @@ def test_topologies_leave_the_number_of_processes_to_the_launcher(file):
 # Signals ---------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition, what: str, seconds: float = 120):
+def wait_for(condition, what: str, seconds: float = 240):
     """Return the first true value of `condition()`."""
     until = time.monotonic() + seconds
     while not (value := condition()):
@@ -170,7 +170,7 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     ranks[1].send_signal(signal.SIGTERM)
     time.sleep(0.1)
     ranks[0].send_signal(signal.SIGUSR1)
-    assert launcher.wait(timeout=60) == 0, log.read_text()[-2000:]
+    assert launcher.wait(timeout=120) == 0, log.read_text()[-2000:]
 
     checkpoint = preflight.last_checkpoint(stopped)
     step = int(checkpoint.rsplit("-", 1)[1])
@@ -201,7 +201,7 @@ def test_a_signal_to_the_launcher_reaches_the_training(arguments, tmp_path):
         launcher = subprocess.Popen(["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file)
     wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
     launcher.terminate()
-    assert launcher.wait(timeout=60) == 0, log.read_text()[-2000:]
+    assert launcher.wait(timeout=120) == 0, log.read_text()[-2000:]
     assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
 
 
