@@ -12,7 +12,7 @@
 #   NUM_PROCESSES      processes on each node     one a GPU; without a GPU 1, 2 or 4, together using all cores
 #   MAIN_PROCESS_PORT  where the processes meet   any free port; on several nodes one that follows from the job's id
 #
-# SIGTERM or SIGUSR1 ends the training after the current step with a checkpoint, and with exit code 0.
+# SIGTERM, SIGUSR1 or Ctrl-C ends the training after the current step with a checkpoint; the first two with exit code 0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
@@ -98,27 +98,45 @@ if ((node == 0)); then
     echo "rl_grpo.sh: $CONFIG on $processes × $(basename "$ACCELERATE_CONFIG" .yaml)$place"
 fi
 
-# Each training process stops by itself on these two signals, see signals.py. The launcher between must not: torchrun
+# Each training process stops by itself on SIGTERM and SIGUSR1, see signals.py. The launcher between must not: torchrun
 # would answer with a traceback and kill what has not ended after 30 s. So it ignores them, and they are passed on from
 # here, again and again, since a process that is still starting ignores them too.
 (
-    trap '' TERM USR1
-    PET_SIGNALS_TO_HANDLE=SIGINT,SIGHUP,SIGQUIT exec accelerate launch --config_file "$ACCELERATE_CONFIG" \
+    trap '' INT TERM USR1
+    PET_SIGNALS_TO_HANDLE=SIGHUP,SIGQUIT exec accelerate launch --config_file "$ACCELERATE_CONFIG" \
         --num_processes "$processes" "${rendezvous[@]}" rl_grpo.py --config "$CONFIG" "$@"
 ) &
 launcher=$!
 stopping=
+interrupts=0
+# shellcheck disable=SC2329 # the trap calls it
+interrupt() {
+    stopping=yes
+    if ((++interrupts > 1)); then
+        signal_workers SIGKILL
+        kill -KILL "$launcher"
+    else
+        echo " stopping after this step, with a checkpoint; Ctrl-C again stops at once" >&2
+    fi
+}
+signal_workers() { # they may just have ended
+    python -c "import psutil, signal; [worker.send_signal(signal.$1) for worker in \
+        psutil.Process($launcher).children()]" 2>/dev/null || true
+}
 trap 'stopping=yes' TERM USR1
-trap 'true' INT # the terminal sends it to the launcher as well, which then ends
+trap interrupt INT
 while kill -0 "$launcher" 2>/dev/null; do
     if [[ $stopping ]]; then
-        python -c "import psutil, signal; [worker.send_signal(signal.SIGUSR1) for worker in \
-            psutil.Process($launcher).children()]" 2>/dev/null || true # it may just have ended
-        sleep 2
+        signal_workers SIGUSR1
+        sleep 2 || true
     else
         wait "$launcher" || true
     fi
 done
 status=0
 wait "$launcher" || status=$?
+if ((interrupts)); then # as a signal's end, so that a loop around this ends too
+    trap - INT
+    kill -INT $$
+fi
 leave "$status"

@@ -190,7 +190,8 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     assert equal(weights(straight), weights(stopped))
 
 
-def test_a_signal_to_the_launcher_reaches_the_training(arguments, tmp_path):
+@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
+def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, arguments, tmp_path):
     log = tmp_path / "log"
     variables = environment(
         CONFIG="configs/toy.yaml", NUM_PROCESSES="1", ACCELERATE_CONFIG="configs/accelerate/single_gpu.yaml",
@@ -200,8 +201,8 @@ def test_a_signal_to_the_launcher_reaches_the_training(arguments, tmp_path):
     with open(log, "w") as file:
         launcher = subprocess.Popen(["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file)
     wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
-    launcher.terminate()
-    assert launcher.wait(timeout=120) == 0, log.read_text()[-2000:]
+    launcher.send_signal(number)
+    assert launcher.wait(timeout=120) == ends_with, log.read_text()[-2000:]
     assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
 
 
