@@ -214,6 +214,10 @@ def read_gold(solution: str) -> Decimal | None:
     return read_number(gold) if mark else None
 
 
+# A minus is a sign where nothing stands before it to be subtracted from.
+_NUMBER_ANYWHERE = re.compile(r"(?:(?<![\w)])-)?\$?[0-9][0-9,]*(?:\.[0-9]+)?")
+
+
 def read_answer(completion: str) -> Decimal | None:
     """The strict answer: the one number in the one `<answer>…</answer>` block after the reasoning.
 
@@ -228,6 +232,17 @@ def read_answer(completion: str) -> Decimal | None:
     _, _, block = after_reasoning.partition("<answer>")
     answer, closed, _ = block.partition("</answer>")
     return read_number(answer) if closed else None
+
+
+def read_last_number(completion: str) -> Decimal | None:
+    """The lenient answer: the last number anywhere, tags or none.
+
+    For evaluation's second column only: as a reward it would pay for whatever number happened to come last.
+    """
+    numbers = _NUMBER_ANYWHERE.findall(completion.replace("\u2212", "-"))
+    if not numbers or len(numbers[-1]) > MAX_ANSWER_CHARACTERS:
+        return None
+    return Decimal(re.sub("[,$]", "", numbers[-1]))
 
 
 def is_formatted(completion: str) -> bool:

@@ -183,13 +183,7 @@ def check_vllm(request) -> None:
     """That vLLM, if it is to generate, is here in the one version that fits, and that its server answers."""
     if not request.use_vllm:
         return
-    install = f"pip install vllm=={VLLM}"
-    try:
-        version = importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        raise RequestError(f"use_vllm: vLLM is not installed: {install}") from None
-    if version.split("+")[0] != VLLM:
-        raise RequestError(f"use_vllm: vLLM {version} does not fit the pinned torch and transformers: {install}")
+    check_vllm_version()
     if request.preflight or request.prefetch:
         return  # which may be on a machine other than the one that trains
     if not torch.cuda.is_available():
@@ -197,6 +191,17 @@ def check_vllm(request) -> None:
     if request.vllm_mode == "server" and os.environ.get("RANK", "0") == "0":
         url = request.vllm_server_base_url or f"http://{request.vllm_server_host}:{request.vllm_server_port}"
         wait_for_server(url, request.vllm_server_timeout, f"trl vllm-serve --model {request.model_name_or_path}")
+
+
+def check_vllm_version() -> None:
+    """That vLLM is installed, in the version that fits."""
+    install = f"pip install vllm=={VLLM}"
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise RequestError(f"use_vllm: vLLM is not installed: {install}") from None
+    if version.split("+")[0] != VLLM:
+        raise RequestError(f"use_vllm: vLLM {version} does not fit the pinned torch and transformers: {install}")
 
 
 def wait_for_server(url: str, seconds: float, command: str) -> None:
