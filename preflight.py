@@ -48,6 +48,7 @@ VLLM = "0.30.0"  # the one that asks for the torch and transformers pinned in re
 
 # What a model's folder on the hub holds beside weights in other formats.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "vocab.txt")
 OFFLINE_MEND = "`bash rl_grpo.sh --prefetch` where there is a network downloads it, HF_HUB_OFFLINE=0 looks for it now"
 
 
@@ -393,6 +394,8 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     if folder.is_dir():
         if missing := missing_weights(folder):
             raise RequestError(f"model folder {name} holds no {missing}")
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):  # transformers would make up an empty one
+            raise RequestError(f"model folder {name} holds no tokenizer: tokenizer.save_pretrained puts it there")
     elif name == TOY_BASE:
         raise RequestError(f"there is no model folder {name}: python toy.py makes it")
     elif name.startswith((".", "/", "~")):

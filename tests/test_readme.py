@@ -6,6 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
+import evaluate
 import gsm8k
 import rewards
 import rl_grpo
@@ -31,6 +32,8 @@ def test_commands_name_files_that_exist_and_arguments_that_are_accepted(command)
     for script in ("rl_grpo.py", "rl_grpo.sh", "run_rl_grpo.cardinal.slurm"):
         if script in words and "--help" not in words:
             rl_grpo.make_parser().read(words[words.index(script) + 1 :])
+    if "evaluate.py" in words:
+        evaluate.make_parser().parse_args(words[words.index("evaluate.py") + 1 :])
 
 
 def test_the_file_tree_names_files_that_exist():
