@@ -2,7 +2,8 @@
 
 In the directory: `recipe.yaml` (the resolved recipe), `environment.jsonl` (packages, commit and machine, a line
 a start), `trainer_state.json` (metrics by step, written anew at every logging step), `completions/*.parquet`
-(written by TRL), the checkpoints and the final model. `evaluate.py` and `plots.py` read only that.
+(written by TRL), `validation/*.parquet` (the same of the held-out rows), the checkpoints and the final model.
+`evaluate.py` and `plots.py` read only that.
 """
 
 import datetime
@@ -20,6 +21,7 @@ import warnings
 from pathlib import Path
 
 import datasets
+import pandas
 import torch
 import transformers
 import yaml
@@ -186,6 +188,19 @@ def save_state(output_dir: str, state) -> None:
     path = Path(output_dir) / "trainer_state.json"
     state.save_to_json(f"{path}.new")
     os.replace(f"{path}.new", path)
+
+
+def save_validation(output_dir: str, step: int, kept: dict) -> None:
+    """Write a validation's completions as TRL writes a step's, to `validation/validation_<step>.parquet`.
+
+    Args:
+        kept: TRL's `GRPOTrainer._logs`, by column; the validation's rows are the same ones every time.
+    """
+    folder = Path(output_dir) / "validation"
+    folder.mkdir(exist_ok=True)
+    columns = {"prompt": kept["prompt"], "completion": kept["completion"], **kept["rewards"], **kept["extra"]}
+    table = pandas.DataFrame({"step": step, **{name: list(values) for name, values in columns.items()}})
+    table.to_parquet(folder / f"validation_{step:05d}.parquet")
 
 
 def say_plan(request, plan) -> None:

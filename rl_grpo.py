@@ -67,12 +67,23 @@ class R1ZeroArguments:
 class Trainer(GRPOTrainer):
     """TRL's trainer, but for what is written at a validation and for the end on several nodes."""
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        # TRL keeps the last completions of training and validation in one place: here are to be this validation's only.
+        kept = self._logs
+        for column in (kept["prompt"], kept["completion"], kept["advantages"], *kept["rewards"].values()):
+            column.clear()
+        for column in kept["extra"].values():
+            column.clear()
+        return super().evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # A validation would write its completions over those of the step before it.
+        # TRL would write a validation's completions over those of the step before it.
         wanted = self.log_completions
         self.log_completions = wanted and self.model.training
         super().log(logs, start_time)
         self.log_completions = wanted
+        if wanted and not self.model.training and self.accelerator.is_main_process:
+            report.save_validation(self.args.output_dir, self.state.global_step, self._logs)
 
     def end(self) -> None:
         super().end()

@@ -34,6 +34,12 @@ def test_a_training_leaves_a_model_metrics_completions_and_its_recipe(arguments,
         means = {name: table[table["step"] == step][name].mean() for name in ("accuracy", "length")}
         assert {name: entries[step - 1][f"rewards/{name}/mean"] for name in means} == pytest.approx(means)
 
+    held_out = pandas.read_parquet(run / "validation" / "validation_00002.parquet")
+    assert len(held_out) == 8 and held_out["prompt"].astype(str).nunique() == 8
+    assert not {*held_out["prompt"].astype(str)} & {*table["prompt"].astype(str)}
+    validation = next(entry for entry in entries if "eval_rewards/length/mean" in entry)
+    assert held_out["length"].mean() == pytest.approx(validation["eval_rewards/length/mean"])
+
     assert "seed" not in (run / "recipe.yaml").read_text()  # only what is not a default
     assert "prompts_per_step: 4" in (run / "recipe.yaml").read_text()
     environment = json.loads((run / "environment.jsonl").read_text())
