@@ -14,6 +14,7 @@
 #
 # SIGTERM, SIGUSR1 or Ctrl-C ends the training after the current step with a checkpoint; the first two with exit code 0.
 set -euo pipefail
+trap '' USR1 # until there is a training to stop; a batch script sends it more than once
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=setup.sh
 source ./setup.sh

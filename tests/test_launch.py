@@ -199,7 +199,10 @@ def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, argume
     )  # fmt: skip
     command = arguments(reward_funcs="paced.letters", max_steps=500, eval_strategy="no", validation_size=0)
     with open(log, "w") as file:
-        launcher = subprocess.Popen(["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file)
+        launcher = subprocess.Popen(
+            ["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background
+        )  # fmt: skip
     wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
     launcher.send_signal(number)
     assert launcher.wait(timeout=120) == ends_with, log.read_text()[-2000:]
