@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import torch
 import yaml
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_name", help="a folder or a name on the hub")
     parser.add_argument("--dataset_config", help="of a dataset on the hub")
     parser.add_argument("--split", default="test", help="default: %(default)s")
-    parser.add_argument("--prompt_style", choices=("chat", "r1_zero", "question"))
+    parser.add_argument("--prompt_style", choices=get_args(gsm8k.PromptStyle))
     parser.add_argument("--max_completion_length", type=int, help="tokens")
     parser.add_argument("--limit", type=int, help="only so many items, the split's first")
     parser.add_argument("--num_samples", type=int, default=1, help="completions an item; default: %(default)s")
@@ -71,10 +72,9 @@ def settle(options: argparse.Namespace) -> None:
     Raises:
         RequestError: it cannot be evaluated like this.
     """
-    recipes = [
-        yaml.safe_load(file.read_text()) for model in options.models if (file := Path(model, "recipe.yaml")).is_file()
-    ]
-    recipe = recipes[0] if recipes else {}
+    files = (Path(model, "recipe.yaml") for model in options.models)
+    file = next((file for file in files if file.is_file()), None)
+    recipe = yaml.safe_load(file.read_text()) if file else {}
     for key, default in FROM_RECIPE.items():
         if getattr(options, key) is None:
             setattr(options, key, recipe.get(key, default))
@@ -321,31 +321,30 @@ def summarise(rows: list[dict], num_samples: int) -> dict:
     for row in sorted(rows, key=lambda row: (row["item"], row["sample"])):
         items.setdefault(row["item"], []).append(row)
 
-    def share(name: str) -> dict:
-        counts = [sum(row[name] for row in samples) for samples in items.values()]
-        if num_samples == 1:
-            low, high = intervals.wilson(sum(counts), len(items))
-        else:
-            low, high = intervals.of_mean([count / num_samples for count in counts])
-        return {"value": sum(counts) / len(rows), "low": low, "high": high, "count": sum(counts)}
+    def by_item(name: str) -> list[int]:
+        return [sum(row[name] for row in samples) for samples in items.values()]
 
-    def share_of_items(right: list[bool]) -> dict:
-        low, high = intervals.wilson(sum(right), len(right))
-        return {"value": sum(right) / len(right), "low": low, "high": high, "count": sum(right)}
+    def share(counts: list[int], of: int) -> dict:
+        """The share of counts by item, each out of `of`."""
+        if of == 1:
+            low, high = intervals.wilson(sum(counts), len(counts))
+        else:
+            low, high = intervals.of_mean([count / of for count in counts])
+        return {"value": sum(counts) / (len(counts) * of), "low": low, "high": high, "count": sum(counts)}
 
     result = {
         "items": len(items),
         "completions": len(rows),
-        "accuracy": share("correct"),
-        "lenient": share("lenient"),
-        "formatted": share("formatted"),
-        "truncated": share("truncated"),
+        "accuracy": share(by_item("correct"), num_samples),
+        "lenient": share(by_item("lenient"), num_samples),
+        "formatted": share(by_item("formatted"), num_samples),
+        "truncated": share(by_item("truncated"), num_samples),
         "mean_tokens": sum(row["tokens"] for row in rows) / len(rows),
     }
     if num_samples > 1:
-        result["pass_at_k"] = share_of_items([any(row["correct"] for row in samples) for samples in items.values()])
-        result["majority"] = share_of_items([majority_is_right(samples) for samples in items.values()])
-    result["correct"] = [sum(row["correct"] for row in samples) for samples in items.values()]
+        result["pass_at_k"] = share([int(count > 0) for count in by_item("correct")], 1)
+        result["majority"] = share([int(majority_is_right(samples)) for samples in items.values()], 1)
+    result["correct"] = by_item("correct")
     return result
 
 
@@ -417,7 +416,6 @@ def main(argv: list[str] | None = None) -> None:
     report.quieten()
     parser = make_parser()
     options = parser.parse_args(argv)
-    local_rank = os.environ.get("LOCAL_RANK", "0")
     try:
         settle(options)
         if options.use_vllm:
@@ -440,7 +438,7 @@ def main(argv: list[str] | None = None) -> None:
         except gsm8k.DatasetError as error:
             raise RequestError(str(error)) from error
     except RequestError as error:
-        if local_rank == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"evaluate.py: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     if options.limit:

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import gsm8k
 import rewards
-from recipe import RequestError
+from recipe import RequestError, those_in
 
 # What may differ between two starts of one run: how long it goes on, how its batch is cut into micro-batches,
 # and what it reports and keeps. Anything else makes it another run, which belongs in another directory.
@@ -165,9 +164,7 @@ def check_topology(path: str | None, world_size: int) -> None:
         try:
             kind = load_config_from_file(path).distributed_type
         except FileNotFoundError:
-            folder = Path(__file__).parent / "configs" / "accelerate"
-            have = ", ".join(f"configs/accelerate/{file.name}" for file in sorted(folder.glob("*.yaml")))
-            raise RequestError(f"there is no topology {path}; there are {have}") from None
+            raise RequestError(f"there is no topology {path}; there are {those_in('configs/accelerate')}") from None
         except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise RequestError(f"topology {path} cannot be read: {' '.join(str(error).split())}") from error
         if kind == "NO" and world_size > 1:
@@ -212,7 +209,7 @@ def wait_for_server(url: str, seconds: float, command: str) -> None:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=10):
                 return
-        except (OSError, urllib.error.HTTPError) as error:
+        except OSError as error:
             if time.monotonic() > until:
                 raise RequestError(
                     f"use_vllm: no vLLM server answers at {url} ({error}): start one with `{command}`, "

@@ -99,9 +99,7 @@ class RecipeParser(TrlParser):
         try:
             recipe = yaml.safe_load(Path(path).read_text())
         except (FileNotFoundError, IsADirectoryError):
-            folder = Path(__file__).parent / "configs"
-            have = ", ".join(f"configs/{file.name}" for file in sorted(folder.glob("*.yaml")))
-            raise RequestError(f"there is no recipe {path}; there are {have}") from None
+            raise RequestError(f"there is no recipe {path}; there are {those_in('configs')}") from None
         except yaml.YAMLError as error:
             raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(recipe, dict):
@@ -124,6 +122,11 @@ class RecipeParser(TrlParser):
     def _closest(self, key: str, prefix: str) -> str:
         closest = difflib.get_close_matches(key.replace("-", "_"), self.actions, n=1)
         return f": did you mean {prefix}{closest[0]}?" if closest else " (see --help for those there are)"
+
+
+def those_in(folder: str) -> str:
+    """The YAML files of a folder of this repository, as one would name them."""
+    return ", ".join(f"{folder}/{file.name}" for file in sorted((Path(__file__).parent / folder).glob("*.yaml")))
 
 
 def _typed(action: argparse.Action, value):

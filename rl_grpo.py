@@ -70,9 +70,8 @@ class Trainer(GRPOTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         # TRL keeps the last completions of training and validation in one place: here are to be this validation's only.
         kept = self._logs
-        for column in (kept["prompt"], kept["completion"], kept["advantages"], *kept["rewards"].values()):
-            column.clear()
-        for column in kept["extra"].values():
+        columns = (kept["prompt"], kept["completion"], kept["advantages"])
+        for column in (*columns, *kept["rewards"].values(), *kept["extra"].values()):
             column.clear()
         return super().evaluate(*args, **kwargs)
 

@@ -50,9 +50,10 @@ leave() {
 }
 if ((nodes > 1)); then
     first=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)
-    address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    address=$(scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') || true # some clusters hide it
+    address=${address:-$first}
     port=${MAIN_PROCESS_PORT:-$((10000 + SLURM_JOB_ID % 20000))} # below the ports that systems hand out by themselves
-    rendezvous=(--num_machines "$nodes" --machine_rank "$node" --main_process_ip "${address:-$first}"
+    rendezvous=(--num_machines "$nodes" --machine_rank "$node" --main_process_ip "$address"
         --main_process_port "$port" --same_network)
 else
     node=0
