@@ -1,6 +1,6 @@
 """Accuracy of one or more models on a split of GSM8K, with intervals: same prompt and same parser as in training.
 
-    python evaluate.py outputs/toy-base outputs/toy                          # before and after, with the paired test
+    python evaluate.py outputs/toy --with_base                               # before and after, with the paired test
     python evaluate.py outputs/qwen2.5-1.5b-gsm8k --dataset_name openai/gsm8k
     python evaluate.py outputs/toy --num_samples 8 --temperature 1           # pass@1, pass@8, majority vote
     python evaluate.py outputs/toy --ask "Ann has 3 pens. Ann buys 4 more. How many pens does Ann have?"
@@ -16,7 +16,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -29,13 +28,14 @@ import yaml
 from accelerate import PartialState
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
+from transformers.utils import CONFIG_NAME, cached_file
 
 import gsm8k
 import intervals
 import preflight
 import report
 from recipe import RequestError
-from rewards import REFLECTION_PHRASES
+from rewards import highlight
 
 # What a run's recipe says for its evaluation, and what holds where there is neither a recipe nor an argument.
 FROM_RECIPE = {
@@ -51,6 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a run, a model's folder or a name on the hub")
+    parser.add_argument(
+        "--with_base", action="store_true", help="first of all the model that the first run was trained from"
+    )
     parser.add_argument("--dataset_name", help="a folder or a name on the hub")
     parser.add_argument("--dataset_config", help="of a dataset on the hub")
     parser.add_argument("--split", default="test", help="default: %(default)s")
@@ -75,6 +78,10 @@ def settle(options: argparse.Namespace) -> None:
     files = (Path(model, "recipe.yaml") for model in options.models)
     file = next((file for file in files if file.is_file()), None)
     recipe = yaml.safe_load(file.read_text()) if file else {}
+    if options.with_base:
+        if not file:
+            raise RequestError(f"--with_base: no recipe.yaml in {options.models[0]} says what it was trained from")
+        options.models.insert(0, recipe["model_name_or_path"])
     for key, default in FROM_RECIPE.items():
         if getattr(options, key) is None:
             setattr(options, key, recipe.get(key, default))
@@ -89,10 +96,15 @@ def settle(options: argparse.Namespace) -> None:
         raise RequestError(f"a model is named twice: {' '.join(options.models)}")
 
 
+def base_of_adapter(name: str) -> str | None:
+    """The model that an adapter belongs to; None of a full model."""
+    adapter = Path(name) / "adapter_config.json"
+    return json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else None
+
+
 def check_model(name: str, options: argparse.Namespace):
     """A model's tokenizer and end tokens; of an adapter, those of the model that it belongs to."""
-    adapter = Path(name) / "adapter_config.json"
-    base = json.loads(adapter.read_text())["base_model_name_or_path"] if adapter.is_file() else name
+    base = base_of_adapter(name) or name
     return preflight.check_model(
         argparse.Namespace(
             model_name_or_path=base, model_revision="main", trust_remote_code=False, prefetch=False,
@@ -182,9 +194,8 @@ def evaluate(name: str, items, options: argparse.Namespace, tokenizer, end_token
         key: getattr(options, key)
         for key in (*FROM_RECIPE, "split", "limit", "num_samples", "temperature", "batch_size", "seed", "use_vllm")
     }
-    identity = [hash_file(file) for file in sorted(place.glob("*.safetensors"))]
     contents = hashlib.sha256("\n".join(map(str, [*items["question"], *items["answer"]])).encode()).hexdigest()
-    key = hashlib.sha256(json.dumps([settings, identity, contents]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([settings, identify(name), contents]).encode()).hexdigest()[:16]
     done_file = place / "evaluation.json"
     if done_file.is_file() and (done := json.loads(done_file.read_text())).get("key") == key:
         return {**done, "tokens_per_second": None}
@@ -249,13 +260,19 @@ def evaluate(name: str, items, options: argparse.Namespace, tokenizer, end_token
     return {**result, "tokens_per_second": tokens * state.num_processes / seconds if tokens else None}
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content: a model is its weights, wherever they lie and whenever they were written."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def identify(name: str) -> list[str]:
+    """What a model is, wherever it lies and whenever it was written: its weights' SHA-256, or its commit on the hub."""
+    if not Path(name).is_dir():
+        return [Path(cached_file(name, CONFIG_NAME)).parent.name]
+    hashes = []
+    for path in sorted(Path(name).glob("*.safetensors")):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        hashes.append(digest.hexdigest())
+    base = base_of_adapter(name)
+    return hashes + (identify(base) if base else [])
 
 
 def part_file(place: Path, key: str, process: int) -> Path:
@@ -407,9 +424,8 @@ def say_results(results: list[dict]) -> None:
 
 def colour(completion: str) -> str:
     """Tags and reflection phrases in colour, for a terminal."""
-    phrases = "|".join(r"\W+".join(phrase.split()) for phrase in sorted(REFLECTION_PHRASES, key=len, reverse=True))
-    completion = re.sub(rf"(?i)\b({phrases})\b", "\033[1;33m\\1\033[0m", completion)
-    return re.sub(r"(</?(?:think|answer)>)", "\033[36m\\1\033[0m", completion)
+    colours = {"tag": "\033[36m", "phrase": "\033[1;33m"}
+    return "".join(f"{colours[kind]}{piece}\033[0m" if kind else piece for piece, kind in highlight(completion))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -420,6 +436,8 @@ def main(argv: list[str] | None = None) -> None:
         settle(options)
         if options.use_vllm:
             preflight.check_vllm_version()
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise RequestError("--use_vllm: vLLM brings its own processes; start evaluate.py as one")
         checked = {model: check_model(model, options) for model in options.models}
         if options.ask is not None:
             model = options.models[0]

@@ -6,7 +6,7 @@ from statistics import NormalDist
 CONFIDENCE = 0.95
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: float) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson 1927), 95 %; (0, 1) of no trials."""
     if trials == 0:
         return 0.0, 1.0
@@ -15,6 +15,25 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def of_share_in_groups(successes: list[int], trials: list[int]) -> tuple[float, float]:
+    """Interval of a share, 95 %, where trials come in groups that are alike, such as completions of one prompt.
+
+    Wilson's, with the effective number of trials (Korn and Graubard 1998): so many independent ones would vary as
+    much as these groups do. Where nothing varies, so many as there are groups.
+
+    Args:
+        successes, trials: by group; a group may have no trials.
+    """
+    all_trials = sum(trials)
+    if all_trials == 0:
+        return 0.0, 1.0
+    share = sum(successes) / all_trials
+    groups = zip(successes, trials, strict=True)
+    variance = sum((got - share * of) ** 2 for got, of in groups) / all_trials**2
+    effective = share * (1 - share) / variance if variance else sum(of > 0 for of in trials)
+    return wilson(share * effective, effective)
 
 
 def of_mean(values: list[float]) -> tuple[float, float]:

@@ -235,6 +235,12 @@ def say_stopped(output_dir: str, state, signal_name: str) -> None:
         Path(file).touch()
 
 
+def tell_finished(output_dir: str) -> None:
+    """Write the run's directory into FINISHED_FILE, if that is set: the launcher evaluates it then."""
+    if file := os.environ.get("FINISHED_FILE"):
+        Path(file).write_text(output_dir)
+
+
 def say_finished(output_dir: str, steps: int) -> None:
     """The run that was asked for is done already."""
     print(
@@ -242,6 +248,7 @@ def say_finished(output_dir: str, steps: int) -> None:
         f"  go on:      the same command with --max_steps {2 * steps}\n"
         f"  start anew: --output_dir NEW, or --overwrite_output_dir, which moves this run aside"
     )
+    tell_finished(output_dir)
 
 
 def say_summary(output_dir: str, state, reward_names: list[str]) -> None:
@@ -259,10 +266,13 @@ def say_summary(output_dir: str, state, reward_names: list[str]) -> None:
     print(f"  metrics      {directory / 'trainer_state.json'}")
     if (directory / "completions").is_dir():
         print(f"  completions  {directory / 'completions'}/*.parquet")
+    print(f"  next         python evaluate.py {directory} --with_base  (accuracy before and after)")
+    print(f"               python plots.py {directory}")
     print(
-        f"  next         python rl_grpo.py --config {directory / 'recipe.yaml'} --max_steps {2 * state.global_step}"
+        f"               python rl_grpo.py --config {directory / 'recipe.yaml'} --max_steps {2 * state.global_step}"
         "  (goes on from here)"
     )
+    tell_finished(output_dir)
 
 
 def _mean(values: list[float | None]) -> str:

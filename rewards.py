@@ -10,6 +10,7 @@ To add a reward: write such a function here, give it a line in `REWARDS`, and na
 """
 
 import importlib
+import itertools
 import re
 from collections.abc import Callable
 
@@ -174,6 +175,18 @@ def reflection_phrases(completion: str) -> set[str]:
             for match in pattern.finditer(completion, start):
                 found |= phrases[match.lastindex]
     return found
+
+
+def highlight(completion: str) -> list[tuple[str, str | None]]:
+    """A completion's text in pieces, each with `"tag"`, `"phrase"` (one that `reflection` pays) or None, to show it."""
+    lowered = "".join(character.lower()[0] for character in completion)  # a few letters grow when they are lowered
+    kinds: list[str | None] = [None] * len(completion)
+    spans = [(match.span(), "phrase") for pattern, _ in _PATTERNS.values() for match in pattern.finditer(lowered)]
+    spans += [(match.span(), "tag") for match in re.finditer(r"</?(?:think|answer)>", completion)]
+    for (start, end), kind in spans:
+        kinds[start:end] = [kind] * (end - start)
+    pieces = itertools.groupby(zip(completion, kinds, strict=True), key=lambda pair: pair[1])
+    return [("".join(character for character, _ in piece), kind) for kind, piece in pieces]
 
 
 def _compile(first_word: str) -> tuple[re.Pattern, list[set[str]]]:

@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             request.use_cpu, request.ddp_backend = (False, "gloo") if deepspeed else (True, None)
         if request.ddp_find_unused_parameters is None:  # a causal language model uses all of its parameters
             request.ddp_find_unused_parameters = False
+        if plan.checkpoint or not plan.eval_dataset:
+            request.eval_on_start = False  # it was at the first start; or there is nothing to evaluate on
         if request.prefetch:
             report.say_prefetched(request, plan)
             return

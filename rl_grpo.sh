@@ -10,6 +10,7 @@
 #   CONFIG             recipe                     configs/toy.yaml without a GPU, else configs/qwen2.5-1.5b-gsm8k.yaml
 #   ACCELERATE_CONFIG  topology                   configs/accelerate/{cpu,single_gpu,zero2}.yaml for 0, 1, more GPUs
 #   NUM_PROCESSES      processes on each node     one a GPU; without a GPU 1, 2 or 4, together using all cores
+#   EVALUATE           1: measure and draw after   1 for the toy, else 0 (a large model takes its time)
 #   MAIN_PROCESS_PORT  where the processes meet   any free port; on several nodes one that follows from the job's id
 #
 # SIGTERM, SIGUSR1 or Ctrl-C ends the training after the current step with a checkpoint; the first two with exit code 0.
@@ -94,6 +95,13 @@ until refusal=$(python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_proc
     if ((node > 0)); then sleep 5; else OMP_NUM_THREADS=$cores python toy.py; fi # one process, all cores
 done
 
+if [[ ! ${EVALUATE:-} ]]; then
+    if [[ $CONFIG -ef configs/toy.yaml ]]; then EVALUATE=1; else EVALUATE=0; fi
+fi
+FINISHED_FILE=$(mktemp) # rl_grpo.py writes the run's directory here at its end
+export FINISHED_FILE
+trap 'rm -f "$FINISHED_FILE"' EXIT
+
 place=
 if ((nodes > 1)); then place=" on $nodes nodes, meeting at $address:$port"; fi
 if ((node == 0)); then
@@ -140,5 +148,14 @@ wait "$launcher" || status=$?
 if ((interrupts)); then # as a signal's end, so that a loop around this ends too
     trap - INT
     kill -INT $$
+fi
+if [[ $EVALUATE == 1 && -s $FINISHED_FILE ]]; then
+    trap - INT TERM
+    trap '' USR1
+    run=$(<"$FINISHED_FILE")
+    export OMP_NUM_THREADS=$cores # one process
+    # Sampled, as in training: greedy decoding may hide what was learned, see the README.
+    python evaluate.py "$run" --with_base --num_samples 8 --temperature 1 || true
+    if figures=$(python plots.py "$run"); then echo "curves in $(dirname "${figures%%$'\n'*}")"; fi
 fi
 leave "$status"

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-# Before anything imports them: no network, no accounts, and the same number of threads everywhere.
+# Before anything imports them: no network, no accounts, the same number of threads everywhere, no evaluation after
+# a launcher's training.
 os.environ.update(
-    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"
-)
+    HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu",
+    EVALUATE="0",
+)  # fmt: skip
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)

@@ -45,6 +45,15 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_items_that_differ(only_first,
     assert (test["p"] < 0.05) == (test["low"] > 0 or test["high"] < 0)  # test and interval agree
 
 
+def test_the_interval_of_groups_is_wilsons_of_so_many_independent_trials():
+    right = [1, 0, 1, 1, 0, 1, 1]
+    assert intervals.of_share_in_groups(right, [1] * 7) == pytest.approx(intervals.wilson(5, 7))
+    # Completions that are all alike within a prompt are worth one each.
+    assert intervals.of_share_in_groups([8 * one for one in right], [8] * 7) == pytest.approx(intervals.wilson(5, 7))
+    assert intervals.of_share_in_groups([8, 8, 0], [8, 8, 0]) == intervals.wilson(2, 2)
+    assert intervals.of_share_in_groups([], []) == (0.0, 1.0)
+
+
 def test_a_means_interval_is_scipys():
     values = [0.0, 0.125, 1.0, 1.0, 0.5]
     expected = scipy.stats.norm.interval(0.95, loc=sum(values) / 5, scale=scipy.stats.sem(values))
@@ -175,6 +184,13 @@ def test_before_and_after_and_a_runs_own_settings(command, tmp_path, capsys):
     assert max(row["tokens"] for row in rows) == 5 and len(rows) == 10
 
 
+def test_with_base_evaluates_what_a_run_was_trained_from(command, tmp_path, capsys):
+    run = shutil.copytree(tmp_path / "model", tmp_path / "run")
+    (run / "recipe.yaml").write_text(f"model_name_or_path: {tmp_path}/model\n")
+    evaluate.main([str(run), *command[1:], "--with_base"])
+    assert f"{tmp_path}/model → {run}: accuracy" in capsys.readouterr().out
+
+
 def test_an_adapter_is_evaluated_like_a_model(command, tmp_path, capsys):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
@@ -182,6 +198,13 @@ def test_an_adapter_is_evaluated_like_a_model(command, tmp_path, capsys):
     # A fresh adapter changes nothing.
     first, second = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("model", "adapter"))
     assert first["accuracy"] == second["accuracy"] and first["mean_tokens"] == second["mean_tokens"]
+    # With another base under the same name it is another model.
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    other.model.norm.weight.data *= 2
+    other.save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "adapter"), *command[1:]])
+    assert "40 completions" in capsys.readouterr().out
 
 
 def test_ask_prints_an_answer(command, capsys):
@@ -205,6 +228,7 @@ def test_bad_input_is_refused_in_one_line(command, model, tmp_path, capsys):
     assert "a model is named twice" in refuse([command[0], *command])
     assert "there is no model folder ./nowhere" in refuse(["./nowhere", *command[1:]])
     assert "holds no train.jsonl" in refuse([*command, "--split", "train"])
+    assert "no recipe.yaml" in refuse([*command, "--with_base"])
     assert "vLLM is not installed" in refuse([*command, "--use_vllm"])
     (tmp_path / "data" / "test.jsonl").write_text("")
     assert "is empty" in refuse(command)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import hub
 import psutil
 import pytest
 import torch
-from conftest import ROOT, environment, equal, launch, steps, training_arguments, weights
+from conftest import ROOT, environment, equal, launch, steps, training_arguments, weights, write_jsonl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -209,6 +210,23 @@ def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, argume
     assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
 
 
+def test_the_launcher_closes_with_accuracy_before_and_after_and_figures(arguments, problems, tmp_path):
+    data = tmp_path / "own data"
+    for split in ("train", "test"):
+        rows = [{"question": row["question"], "answer": row["answer"]} for row in problems]
+        write_jsonl(data / f"{split}.jsonl", rows)
+    command = arguments(dataset_name=data, max_steps=2, eval_strategy="no", validation_size=0)
+    variables = {"CONFIG": "configs/toy.yaml", "NUM_PROCESSES": "2", "EVALUATE": None}
+    result = launch("bash", "rl_grpo.sh", *command, **variables)
+    assert result.returncode == 0, result.stderr[-2000:]
+    comparison, closing = result.stdout.splitlines()[-2:]
+    assert re.search(r"/tiny → .*/run: accuracy 0\.\d+ → 0\.\d+, difference [+-]0\.\d+ \[", comparison)
+    assert closing == f"curves in {tmp_path / 'run' / 'figures'}"
+    drawn = sorted(file.name for file in (tmp_path / "run" / "figures").iterdir())
+    assert drawn == ["aha.png", "reward.png", "word_distribution.png"]
+    assert "case.png is not drawn: no prompt came twice" in result.stderr
+
+
 def test_a_signal_in_the_last_step_lets_the_run_finish(arguments, tmp_path, capsys, monkeypatch):
     def signal_at_once(self):
         handlers(self)
@@ -264,6 +282,17 @@ def test_prefetched_then_offline_then_what_is_missing_is_named(model, problems, 
     training = training_arguments(output_dir=tmp_path / "run", eval_strategy="no", validation_size=8, max_steps=1)
     result = launch("python", "rl_grpo.py", "--config", recipe, *training, WANDB_MODE="offline", **variables)
     assert result.returncode == 0, result.stderr[-2000:]
+
+    named = ["Qwen/Qwen2.5-1.5B", "--limit", "4", "--max_completion_length", "4"]
+    result = subprocess.run(
+        ["python", ROOT / "evaluate.py", *named],
+        cwd=tmp_path,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "outputs" / "evaluation" / "Qwen--Qwen2.5-1.5B" / "evaluation.jsonl").is_file()
 
     blobs = tmp_path / "cache" / "hub" / "models--Qwen--Qwen2.5-1.5B" / "snapshots" / hub.COMMIT
     (blobs / "model.safetensors").unlink()

@@ -78,6 +78,18 @@ def test_reflection_counts_each_phrase_once_as_whole_words(completion, phrases):
     assert score("reflection", f"{completion} … {completion}") >= score("reflection", completion)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "İ wait", "But wait, but the</think> <answer>let me\ncheck if</answer", "awaits checks"]
+)
+def test_what_is_highlighted_is_what_is_paid(text):
+    pieces = rewards.highlight(text)
+    assert "".join(piece for piece, _ in pieces) == text
+    shown = {phrase for piece, kind in pieces if kind == "phrase" for phrase in rewards.reflection_phrases(piece)}
+    assert shown == rewards.reflection_phrases(text)
+    tags = [piece for piece, kind in pieces if kind == "tag"]
+    assert tags == [tag for tag in ("</think>", "<answer>") if tag in text]
+
+
 def test_reflection_goes_from_0_to_16_tenths():
     assert len(set(rewards.REFLECTION_PHRASES)) == 16
     assert score("reflection", " | ".join(rewards.REFLECTION_PHRASES)) == pytest.approx(1.6)
