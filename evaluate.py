@@ -30,6 +30,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, GenerationConfig, set_seed
 from transformers.utils import CONFIG_NAME, cached_file
 
+import checkpoints
 import gsm8k
 import intervals
 import preflight
@@ -105,12 +106,13 @@ def base_of_adapter(name: str) -> str | None:
 def check_model(name: str, options: argparse.Namespace):
     """A model's tokenizer and end tokens; of an adapter, those of the model that it belongs to."""
     base = base_of_adapter(name) or name
-    return preflight.check_model(
+    _, tokenizer, end_token_ids = preflight.check_model(
         argparse.Namespace(
             model_name_or_path=base, model_revision="main", trust_remote_code=False, prefetch=False,
             prompt_style=options.prompt_style,
         )
     )  # fmt: skip
+    return tokenizer, end_token_ids
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def load_generator(name: str, tokenizer, end_token_ids: list[int], options: argp
 
     device = PartialState().device
     dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True).to(device).eval()
     # Nothing of the model's own generation config but what is said here: some bring a repetition penalty.
     config = GenerationConfig(
         do_sample=sampling, temperature=options.temperature if sampling else None, top_k=0 if sampling else None,
@@ -251,8 +253,8 @@ def evaluate(name: str, items, options: argparse.Namespace, tokenizer, end_token
     result = {"model": name, "key": key, "settings": settings, **summarise(list(rows.values()), options.num_samples)}
     if state.is_main_process:
         lines = [json.dumps(rows[index], ensure_ascii=False) + "\n" for index in sorted(rows)]
-        write(place / "evaluation.jsonl", "".join(lines))
-        write(done_file, json.dumps(result, indent=2) + "\n")
+        checkpoints.write(place / "evaluation.jsonl", "".join(lines))
+        checkpoints.write(done_file, json.dumps(result, indent=2) + "\n")
     state.wait_for_everyone()
     if state.is_main_process:
         for part in place.glob("evaluation.*.part-*"):
@@ -290,13 +292,6 @@ def read_parts(place: Path, key: str) -> dict[tuple[int, int], dict]:
                 continue
             rows[row["item"], row["sample"]] = row
     return rows
-
-
-def write(path: Path, content: str) -> None:
-    """All of it or nothing."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(content)
-    os.replace(new, path)
 
 
 class Progress:

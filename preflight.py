@@ -1,28 +1,45 @@
-"""Every check that can fail a run before its weights are loaded.
+"""Every check that can fail a run before its weights are loaded, and the plan of the run.
 
-`check` reads a request and what it names (rewards, batch, run directory, tokenizer, data) and returns the plan
-of the run, or raises `RequestError` with one line that says what to change. It takes seconds and no GPU.
+`check` reads a request and what it names (rewards, batch, run directory, tokenizer, data) and returns the plan, with
+what each check found: a line that says what is wrong and how to mend it. It takes a second or two and no GPU.
 """
 
 import argparse
+import asyncio
 import importlib.metadata
+import inspect
 import json
 import math
 import os
+import shutil
+import socket
+import statistics
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    TrainerState,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 
+import checkpoints
+import estimates
 import gsm8k
+import report
 import rewards
 from recipe import RequestError, those_in
 
@@ -43,6 +60,7 @@ MAY_CHANGE = {
 MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader_", "num_completions_", "ddp_")
 
 TOY_BASE = "outputs/toy-base"  # what toy.py makes, and configs/toy.yaml names
+TOY_DATA = f"{TOY_BASE}/data"
 VLLM = "0.30.0"  # the one that asks for the torch and transformers pinned in requirements.txt
 
 # What a model's folder on the hub holds beside weights in other formats.
@@ -52,10 +70,21 @@ OFFLINE_MEND = "`bash rl_grpo.sh --prefetch` where there is a network downloads 
 
 
 @dataclass
+class Finding:
+    """What one check found: `ok`, `warning` or `error`, and in one line what is wrong and how to mend it."""
+
+    status: str
+    check: str
+    message: str = ""
+
+
+@dataclass
 class Plan:
-    """What `check` found out, so that nothing is read twice.
+    """What `check` found out, so that nothing is read twice; what could not be found out is None.
 
     Attributes:
+        findings: a line a check and a warning, see `Finding`.
+        table: the plan of the run as (what, how much), to be read by a person.
         reward_funcs: the functions, in the recipe's order.
         world_size: processes that the batch is split over.
         gradient_accumulation_steps: micro-batches an optimizer step, of `per_device_train_batch_size`
@@ -64,32 +93,96 @@ class Plan:
         end_token_ids: the tokens of which each ends a completion.
         train_dataset, eval_dataset: columns `prompt` and `solution`; the second is None without validation.
         checkpoint: the one to resume from, or None.
+        passed_over: the names of later checkpoints, which are not whole.
         finished_steps: how many steps the run in the directory did, if it is finished; else None.
         run_to_move: whether what is in the directory is to be moved aside first.
     """
 
-    reward_funcs: list[Callable]
-    world_size: int
-    gradient_accumulation_steps: int
-    tokenizer: PreTrainedTokenizerBase
-    end_token_ids: list[int]
-    train_dataset: object
-    eval_dataset: object
-    checkpoint: str | None
-    finished_steps: int | None
-    run_to_move: bool
+    findings: list[Finding] = field(default_factory=list)
+    table: list[tuple[str, str]] = field(default_factory=list)
+    reward_funcs: list[Callable] | None = None
+    world_size: int = 1
+    gradient_accumulation_steps: int | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    end_token_ids: list[int] | None = None
+    train_dataset: object = None
+    eval_dataset: object = None
+    checkpoint: str | None = None
+    passed_over: list[str] = field(default_factory=list)
+    finished_steps: int | None = None
+    run_to_move: bool = False
+
+    @contextmanager
+    def finding(self, check: str):
+        """Around a check: its refusal is kept, so that all that is wrong is said at once."""
+        try:
+            yield
+            self.findings.append(Finding("ok", check))
+        except RequestError as error:
+            self.findings.append(Finding("error", check, str(error)))
+
+    def warn(self, check: str, message: str) -> None:
+        self.findings.append(Finding("warning", check, message))
+
+    def failed(self, check: str) -> bool:
+        return any(finding.check == check and finding.status == "error" for finding in self.findings)
+
+    @property
+    def errors(self) -> list[str]:
+        return [finding.message for finding in self.findings if finding.status == "error"]
 
 
 def check(request: argparse.Namespace, recipe: dict) -> Plan:
-    """Check a request, cheapest checks first.
+    """Check a request, and find out what it will need.
 
     Args:
         request: every field of the parser's dataclasses, see `recipe.RecipeParser.read`.
         recipe: the same request resolved, see `recipe.RecipeParser.resolve`.
 
-    Raises:
-        RequestError: it cannot be run as it is.
+    Returns:
+        The plan. Where it has `errors`, the request cannot be run as it is.
     """
+    plan = Plan(world_size=request.num_processes or int(os.environ.get("WORLD_SIZE", "1")))
+    config = size = lengths = None
+    with plan.finding("request"):
+        check_request(request)
+    with plan.finding("rewards"):
+        plan.reward_funcs = check_rewards(request)
+    with plan.finding("topology"):
+        check_topology(request.accelerate_config, plan)
+    with plan.finding("vllm"):
+        check_vllm(request)
+    with plan.finding("batch"):
+        plan.gradient_accumulation_steps = check_batch(request, plan.world_size)
+    if request.output_dir:
+        with plan.finding("directory"):
+            check_run_directory(request, recipe, plan)
+            check_writable(Path(request.output_dir).expanduser())
+    with plan.finding("port"):
+        check_port()
+    if request.model_name_or_path:
+        with plan.finding("model"):
+            config, plan.tokenizer, plan.end_token_ids = check_model(request)
+            check_precision(request, config, plan)
+            size = estimates.size_of(config, request)
+    if request.dataset_name:
+        with plan.finding("data"):
+            plan.train_dataset, plan.eval_dataset = check_data(request)
+    if plan.tokenizer and plan.train_dataset:
+        with plan.finding("prompts"):
+            lengths = check_prompts(request, plan, config)
+        if plan.reward_funcs:
+            with plan.finding("reward values"):
+                check_reward_values(request, plan)
+    if size and lengths and plan.gradient_accumulation_steps and not plan.failed("directory"):
+        with plan.finding("memory and disk"):
+            check_room(request, plan, size, lengths)
+    plan.table = describe(request, plan, size, lengths)
+    return plan
+
+
+def check_request(request) -> None:
+    """What has to be said, and what cannot be combined."""
     for key in ("model_name_or_path", "dataset_name", "output_dir"):
         if not getattr(request, key):
             raise RequestError(f"no {key}: name it in a recipe (--config configs/toy.yaml) or give --{key}")
@@ -106,27 +199,6 @@ def check(request: argparse.Namespace, recipe: dict) -> Plan:
             "one step, which transformers' own does not see to"
         )
 
-    reward_funcs = check_rewards(request)
-    world_size = request.num_processes or int(os.environ.get("WORLD_SIZE", "1"))
-    check_topology(request.accelerate_config, world_size)
-    check_vllm(request)
-    accumulation = check_batch(request, world_size)
-    checkpoint, finished_steps, run_to_move = check_run_directory(request, recipe)
-    tokenizer, end_token_ids = check_model(request)
-    train_dataset, eval_dataset = check_data(request)
-    return Plan(
-        reward_funcs=reward_funcs,
-        world_size=world_size,
-        gradient_accumulation_steps=accumulation,
-        tokenizer=tokenizer,
-        end_token_ids=end_token_ids,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        checkpoint=checkpoint,
-        finished_steps=finished_steps,
-        run_to_move=run_to_move,
-    )
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Rewards
@@ -136,15 +208,76 @@ def check(request: argparse.Namespace, recipe: dict) -> Plan:
 def check_rewards(request) -> list[Callable]:
     """The reward functions that the request names."""
     names = request.reward_funcs
+    if not names:
+        raise RequestError(f"reward_funcs is empty: choose from {', '.join(rewards.REWARDS)}")
     if len(set(names)) < len(names):
         raise RequestError(f"reward_funcs names a reward twice: {' '.join(names)}; use reward_weights to weigh it")
     weights = request.reward_weights
     if weights is not None and len(weights) != len(names):
         raise RequestError(f"{len(weights)} reward_weights for {len(names)} reward_funcs: give one weight a reward")
+    if weights is not None and not all(map(math.isfinite, weights)):
+        raise RequestError(f"reward_weights {weights} are not all numbers")
     try:
         return [rewards.load(name, request.max_completion_length) for name in names]
     except (ValueError, ImportError) as error:
         raise RequestError(str(error)) from error
+
+
+def check_reward_values(request, plan: Plan, rows: int = 8) -> None:
+    """Run every reward on a few real rows, as TRL will, with a right answer, a wrong one and none.
+
+    Raises:
+        RequestError: one raises, or gives what is no reward, or their weighted sum does not pay a right answer most.
+    """
+    batch = plan.train_dataset.select(range(min(rows, len(plan.train_dataset))))
+    golds = [gsm8k.read_gold(solution) for solution in batch["solution"]]
+    weights = request.reward_weights or [1.0] * len(plan.reward_funcs)
+    # As long as the right one, so that only rightness differs.
+    other = [gold + (1 if len(str(gold + 1)) == len(str(gold)) else -1) for gold in golds]
+    sums = {}
+    for kind in ("right", "wrong", "empty"):
+        texts = [
+            "" if kind == "empty" else f"<think>I add it up.</think>\n<answer>{answer}</answer>"
+            for answer in (golds if kind == "right" else other)
+        ]
+        chat = not isinstance(batch[0]["prompt"], str)
+        arguments = {
+            "prompts": list(batch["prompt"]),
+            "completions": [[{"role": "assistant", "content": text}] for text in texts] if chat else texts,
+            "completion_ids": plan.tokenizer(texts)["input_ids"],
+            "trainer_state": TrainerState(),
+            "log_extra": lambda *_: None,
+            "log_metric": lambda *_: None,
+            **{name: list(batch[name]) for name in batch.column_names if name != "prompt"},
+        }
+        sums[kind] = [0.0] * len(batch)
+        for name, function, weight in zip(request.reward_funcs, plan.reward_funcs, weights, strict=True):
+            try:
+                values = function(**arguments)
+                values = asyncio.run(values) if inspect.isawaitable(values) else values
+            except Exception as error:  # whatever a function of the user's own does
+                reason = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
+                raise RequestError(f"reward {name} raises {reason} on {texts[0]!r}") from error
+            fits = isinstance(values, (list, tuple)) and len(values) == len(batch)
+            if not fits or not all(value is None or _is_finite(value) for value in values):
+                raise RequestError(
+                    f"reward {name} gives {str(values)[:100]} for {len(batch)} completions: "
+                    "a reward gives a list of finite numbers (or None), one a completion"
+                )
+            sums[kind] = [total + weight * (value or 0.0) for total, value in zip(sums[kind], values, strict=True)]
+    for right, wrong, empty in zip(*sums.values(), strict=True):
+        if right <= max(wrong, empty):
+            raise RequestError(
+                f"the rewards {' '.join(request.reward_funcs)} pay {right:g} for a right answer, {wrong:g} for a wrong "
+                f"one and {empty:g} for none: no training gets more right from that; add accuracy, or mend the weights"
+            )
+
+
+def _is_finite(value) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -152,29 +285,67 @@ def check_rewards(request) -> list[Callable]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check_topology(path: str | None, world_size: int) -> None:
-    """Refuse a topology that accelerate would run as something else without a word.
+def check_topology(path: str | None, plan: Plan) -> None:
+    """Refuse a topology that does not fit the machine, or that accelerate would run as another one without a word.
 
     Args:
         path: the topology's file; None under a launcher, which has read it.
-        world_size: the processes that it is to run on.
+        plan: with the processes that it is to run on; gets a warning where GPUs are left idle.
     """
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
-    if path is not None:
-        try:
-            kind = load_config_from_file(path).distributed_type
-        except FileNotFoundError:
-            raise RequestError(f"there is no topology {path}; there are {those_in('configs/accelerate')}") from None
-        except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise RequestError(f"topology {path} cannot be read: {' '.join(str(error).split())}") from error
-        if kind == "NO" and world_size > 1:
-            raise RequestError(f"topology {path} is of one process, not {world_size}: take ddp.yaml or zero2.yaml")
-        fsdp = kind == "FSDP"
-    if fsdp and not torch.accelerator.is_available():
+    sharding = read_sharding(path)
+    if path is not None and load_config_from_file(path).distributed_type == "NO" and plan.world_size > 1:
+        raise RequestError(f"topology {path} is of one process, not {plan.world_size}: take ddp.yaml or zero2.yaml")
+    if sharding == "fsdp" and not torch.accelerator.is_available():
         raise RequestError(
             "FSDP needs GPUs: without one accelerate runs plain DDP in its place and does not say so; "
             "take cpu.yaml, or zero3.yaml, which splits the model on CPUs too"
         )
+    gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
+    if path is not None:
+        on_cpu = bool(load_config_from_file(path).use_cpu)
+    if gpus and not on_cpu and here > gpus:
+        raise RequestError(f"{here} processes on a machine with {gpus} GPUs: NUM_PROCESSES={gpus} for rl_grpo.sh")
+    if gpus and on_cpu:
+        plan.warn("topology", f"it is of CPUs, and leaves {gpus} GPUs idle")
+
+
+def read_sharding(path: str | None) -> str:
+    """What a topology splits among processes: `none`, `zero1`, `zero2`, `zero3` or `fsdp`.
+
+    Args:
+        path: the topology's file; None for what `accelerate launch` has set.
+    """
+    if path is None:
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            return f"zero{os.environ.get('ACCELERATE_DEEPSPEED_ZERO_STAGE', '2')}"
+        return "fsdp" if os.environ.get("ACCELERATE_USE_FSDP") == "true" else "none"
+    try:
+        topology = load_config_from_file(path)
+    except FileNotFoundError:
+        raise RequestError(f"there is no topology {path}; there are {those_in('configs/accelerate')}") from None
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise RequestError(f"topology {path} cannot be read: {' '.join(str(error).split())}") from error
+    if topology.distributed_type == "DEEPSPEED":
+        return f"zero{topology.deepspeed_config.get('zero_stage', 2)}"
+    return "fsdp" if topology.distributed_type == "FSDP" else "none"
+
+
+def check_port() -> None:
+    """That the port at which the processes are to meet is free; before the launcher, which then takes it."""
+    port = os.environ.get("MAIN_PROCESS_PORT", "0")
+    if "MASTER_PORT" in os.environ or os.environ.get("SLURM_NODEID", "0") != "0":
+        return
+    try:
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("", int(port or "0")))
+    except (ValueError, OverflowError):
+        raise RequestError(f"MAIN_PROCESS_PORT {port!r} is no port: a number up to 65535") from None
+    except OSError as error:
+        raise RequestError(
+            f"port {port} is taken or not allowed ({error.strerror}): give another MAIN_PROCESS_PORT, or none at all"
+        ) from error
 
 
 def check_vllm(request) -> None:
@@ -311,32 +482,39 @@ def _around(value: int, step: int) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, bool]:
-    """Where the run stands: `(checkpoint to resume from, steps if it is finished, whether to move it aside)`."""
+def check_run_directory(request, recipe: dict, plan: Plan) -> None:
+    """Where the run stands, into the plan: what to resume from, whether it is finished, what is to be moved aside."""
     directory = Path(request.output_dir).expanduser()
     if directory.exists() and not directory.is_dir():
         raise RequestError(f"output_dir {directory} is a file")
     path = request.resume_from_checkpoint
     wish = None if path is None else path.lower()
     if wish not in (None, "true", "false"):
-        if not (Path(path) / "trainer_state.json").is_file():
-            raise RequestError(f"resume_from_checkpoint {path} is no complete checkpoint: it has no trainer_state.json")
-        return path, None, False
+        try:
+            TrainerState.load_from_json(str(Path(path) / TRAINER_STATE_NAME))
+        except (OSError, ValueError, TypeError) as error:
+            raise RequestError(
+                f"resume_from_checkpoint {path} is no complete checkpoint: it has no {TRAINER_STATE_NAME} that can be "
+                "read"
+            ) from error
+        plan.checkpoint = path
+        return
 
-    checkpoint = last_checkpoint(directory)
+    checkpoint, plan.passed_over = checkpoints.last_whole(directory)
     if wish == "true" and checkpoint is None:
         raise RequestError(f"resume_from_checkpoint: {directory} holds no complete checkpoint to resume from")
 
     saved = directory / "recipe.yaml"
     if request.overwrite_output_dir and directory.is_dir() and any(directory.iterdir()):
-        return None, None, True
+        plan.run_to_move, plan.passed_over = True, []
+        return
     if not saved.is_file():
-        if directory.is_dir() and (has_weights(directory) or checkpoint):
+        if directory.is_dir() and (has_weights(directory) or checkpoints.all_checkpoints(directory)):
             raise RequestError(
                 f"{directory} holds a model that no run of this script wrote: give another --output_dir, "
                 "or --overwrite_output_dir, which moves it aside"
             )
-        return None, None, False
+        return
     if wish == "false":
         raise RequestError(
             f"{directory} holds a run already: --overwrite_output_dir moves it aside, or give another --output_dir"
@@ -353,24 +531,27 @@ def check_run_directory(request, recipe: dict) -> tuple[str | None, int | None, 
             f"{directory} holds the run of another recipe ({differences}{'; …' if len(changed) > 4 else ''}): "
             "give another --output_dir, or --overwrite_output_dir, which moves that run aside"
         )
-    state_file = directory / "trainer_state.json"
-    if state_file.is_file() and has_weights(directory):
-        state = TrainerState.load_from_json(str(state_file))
+    plan.checkpoint = checkpoint and str(checkpoint)
+    if plan.passed_over:
+        names = ", ".join(plan.passed_over)
+        plan.warn("directory", f"{names}: not whole, since its save was interrupted, and passed over")
+    done = checkpoints.sealed_step(directory)
+    if done is not None:
         same_length = all(before.get(key) == recipe.get(key) for key in ("max_steps", "num_train_epochs"))
-        target = state.max_steps if same_length else request.max_steps
-        if 0 < target <= state.global_step:
-            return None, state.global_step, False
-    return checkpoint, None, False
+        if same_length or 0 < request.max_steps <= done:
+            plan.finished_steps = done
 
 
-def last_checkpoint(directory: Path) -> str | None:
-    """The complete checkpoint with the highest step; `trainer_state.json` is what the trainer writes last."""
-    steps = [
-        int(path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
-        for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal() and (path / "trainer_state.json").is_file()
-    ]
-    return str(directory / f"{PREFIX_CHECKPOINT_DIR}-{max(steps)}") if steps else None
+def check_writable(directory: Path) -> None:
+    """That a run can be written there; tried on the nearest folder that is there already."""
+    folder = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"output_dir {directory} cannot be written ({error.strerror}): give another --output_dir"
+        ) from error
 
 
 def has_weights(directory: Path) -> bool:
@@ -383,8 +564,8 @@ def has_weights(directory: Path) -> bool:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
-    """The tokenizer as training uses it, and the tokens that end a completion. No weights are loaded."""
+def check_model(request) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, list[int]]:
+    """The configuration, the tokenizer as training uses it, the tokens that end a completion. No weights are loaded."""
     name = request.model_name_or_path
     folder = Path(name).expanduser()
     offline = huggingface_hub.constants.HF_HUB_OFFLINE
@@ -403,6 +584,10 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
         tokenizer = AutoTokenizer.from_pretrained(name, **source, padding_side="left", truncation_side="left")
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
+        if "trust_remote_code" in str(error):
+            raise RequestError(
+                f"model {name} brings code of its own, which is run only if you ask for it: --trust_remote_code true"
+            ) from error
         raise RequestError(
             f"model {name} is neither a local folder nor found on the hub or in its cache: "
             + (OFFLINE_MEND if offline else reason)
@@ -419,7 +604,30 @@ def check_model(request) -> tuple[PreTrainedTokenizerBase, list[int]]:
     except OSError:  # a model need not have one
         declared = config.eos_token_id
     declared = [declared] if isinstance(declared, int) else declared
-    return tokenizer, gsm8k.end_completions(tokenizer, request.prompt_style, declared)
+    end_token_ids = gsm8k.end_completions(tokenizer, request.prompt_style, declared)
+    if not end_token_ids:
+        raise RequestError(
+            f"{name} has no end-of-sequence token, so no completion would ever end: set eos_token in its "
+            "tokenizer_config.json, or eos_token_id in its generation_config.json"
+        )
+    return config, tokenizer, end_token_ids
+
+
+def check_precision(request, config, plan: Plan) -> None:
+    """That what is trained is kept in fp32, and that the hardware computes in what is asked for."""
+    dtype = request.dtype if request.dtype not in (None, "auto") else str(config.dtype or "float32")
+    dtype = dtype.removeprefix("torch.")
+    sharding = read_sharding(request.accelerate_config)
+    if dtype in ("bfloat16", "float16") and not request.use_peft and not (sharding.startswith("zero") and request.bf16):
+        raise RequestError(
+            f"dtype {dtype} keeps no fp32 master copy of the weights: at learning_rate {request.learning_rate:g} "
+            "nearly every update rounds away; dtype: float32 with bf16: true computes in bf16 all the same"
+        )
+    if request.bf16 and not request.preflight:
+        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise RequestError(f"bf16: {torch.cuda.get_device_name()} has none; bf16: false computes in fp32")
+        if not torch.accelerator.is_available():
+            plan.warn("precision", "bf16 on CPUs is several times slower than fp32 where they have no bf16 units")
 
 
 def check_hub_weights(name: str, revision: str, offline: bool) -> None:
@@ -454,6 +662,8 @@ def check_data(request):
     except gsm8k.DatasetError as error:
         fetchable = isinstance(error.__cause__, FileNotFoundError | ConnectionError)
         mend = f"; {OFFLINE_MEND}" if fetchable and huggingface_hub.constants.HF_HUB_OFFLINE else ""
+        if request.dataset_name == TOY_DATA:
+            mend = "; python toy.py makes it"
         raise RequestError(f"{error}{mend}") from error
     prompts = request.prompts_per_step or 1
     if len(train_dataset) < prompts:
@@ -461,3 +671,163 @@ def check_data(request):
             f"{request.dataset_name} has {len(train_dataset)} rows to train on, fewer than prompts_per_step {prompts}"
         )
     return train_dataset, eval_dataset
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Room: context, memory, disk
+# ---------------------------------------------------------------------------------------------------------
+
+
+def check_prompts(request, plan: Plan, config) -> list[int]:
+    """The prompts' lengths in tokens, shortest first; that each has room in the model's context, and its completion."""
+    prompts = [row for dataset in (plan.train_dataset, plan.eval_dataset) if dataset for row in dataset["prompt"]]
+    lengths = estimates.prompt_tokens(plan.tokenizer, prompts)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context and lengths[-1] + request.max_completion_length > context:
+        too_long = sum(length + request.max_completion_length > context for length in lengths)
+        room = context - lengths[-1]
+        raise RequestError(
+            f"{too_long} of {len(lengths)} prompts (the longest of {lengths[-1]} tokens) and a completion of "
+            f"{request.max_completion_length} do not fit the model's context of {context}: "
+            + (
+                f"max_completion_length {room}, or a shorter prompt_style"
+                if room > 0
+                else "take a shorter prompt_style"
+            )
+        )
+    return lengths
+
+
+def check_room(request, plan: Plan, size: estimates.Size, lengths: list[int]) -> None:
+    """That checkpoints fit the disk, and, by estimate, the training its GPU."""
+    directory = Path(request.output_dir).expanduser().absolute()
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
+    checkpoint, final = estimates.checkpoint_bytes(size)
+    if request.save_strategy != "no":
+        if free < checkpoint + final:
+            raise RequestError(
+                f"{free / 1e9:.1f} GB are free for {directory}, and a checkpoint ({checkpoint / 1e9:.1f} GB) and the "
+                f"final model ({final / 1e9:.1f} GB) need more: give an --output_dir on another disk"
+            )
+        # A new checkpoint is whole before an old one goes.
+        kept = (request.save_total_limit or 2) + 1
+        if free < kept * checkpoint + final:
+            plan.warn(
+                "disk",
+                f"{free / 1e9:.1f} GB are free, and {kept} checkpoints at a time and the final model take "
+                f"{(kept * checkpoint + final) / 1e9:.1f} GB"
+                + ("" if request.save_total_limit else ": set save_total_limit"),
+            )
+    if torch.cuda.is_available() and not request.preflight:
+        need = _memory(request, plan, size, lengths)["peak"]
+        there = torch.cuda.get_device_properties(0).total_memory
+        if need > 0.95 * there:
+            plan.warn(
+                "memory",
+                f"about {need / estimates.GIB:.0f} GiB a GPU are needed by estimate, and there are "
+                f"{there / estimates.GIB:.0f} GiB: a smaller per_device_train_batch_size, "
+                "activation_checkpointing, or zero3",
+            )
+
+
+def _memory(request, plan: Plan, size: estimates.Size, lengths: list[int]) -> dict[str, float]:
+    long_prompt = lengths[int(0.99 * (len(lengths) - 1))]
+    sharding = read_sharding(request.accelerate_config)
+    accumulation = plan.gradient_accumulation_steps
+    return estimates.memory(size, request, sharding, plan.world_size, long_prompt, accumulation)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The plan, for a person
+# ---------------------------------------------------------------------------------------------------------
+
+
+def describe(request, plan: Plan, size: estimates.Size | None, lengths: list[int] | None) -> list[tuple[str, str]]:
+    """The plan of the run, as far as it could be found out: (what, how much)."""
+    table = []
+    where = f"{request.output_dir}, from the start"
+    if plan.checkpoint:
+        where = f"{request.output_dir}, resumed from {Path(plan.checkpoint).name}"
+    if plan.finished_steps is not None:
+        where = f"{request.output_dir}, finished ({plan.finished_steps} steps)"
+    table.append(("run", where))
+    if size:
+        trained = f", {_amount(size.trained)} of them trained" if size.trained < size.total else ""
+        compute = "bf16" if request.bf16 else "fp16" if request.fp16 else "fp32"
+        table.append(
+            ("model", f"{request.model_name_or_path}: {_amount(size.total)} parameters{trained}, computed in {compute}")
+        )
+    if plan.train_dataset:
+        held_out = len(plan.eval_dataset or [])
+        table.append(
+            ("data", f"{request.dataset_name}: {len(plan.train_dataset)} rows to train on, {held_out} held out")
+        )
+    steps = None
+    if plan.gradient_accumulation_steps:
+        micro, processes, accumulation = (
+            request.per_device_train_batch_size, plan.world_size, plan.gradient_accumulation_steps,
+        )  # fmt: skip
+        completions = micro * processes * accumulation
+        prompts = completions // request.num_generations
+        table.append(
+            (
+                "batch",
+                f"{prompts} prompts × {request.num_generations} generations = {completions} completions a step = "
+                f"{micro} × {processes} process{'es' * (processes > 1)} × {accumulation} accumulation steps",
+            )
+        )
+        if plan.train_dataset:
+            epoch = len(plan.train_dataset) / max(1, prompts)
+            steps = request.max_steps if request.max_steps > 0 else math.ceil(request.num_train_epochs * epoch)
+            table.append(("steps", f"{steps}, where an epoch is {epoch:.0f}"))
+    if lengths:
+        longest = f"{lengths[-1]} tokens at most (99 % up to {lengths[int(0.99 * (len(lengths) - 1))]})"
+        context = getattr(size.config.get_text_config(), "max_position_embeddings", None) if size else None
+        of = f", of the model's {context}" if context else ""
+        table.append(("prompts", f"{longest} + {request.max_completion_length} to write{of}"))
+    if size and lengths and plan.gradient_accumulation_steps:
+        parts = _memory(request, plan, size, lengths)
+        if request.use_vllm:
+            parts.pop("cache")  # in memory that vLLM sets aside
+        peak = parts.pop("peak")
+        each = " + ".join(f"{name} {_bytes(value)}" for name, value in parts.items())
+        there = ""
+        if torch.cuda.is_available():
+            there = f"; here are {_bytes(torch.cuda.get_device_properties(0).total_memory)}"
+        table.append(("memory", f"about {_bytes(peak)} a process at its peak ({each}){there}"))
+    if size:
+        checkpoint, final = estimates.checkpoint_bytes(size)
+        kept = f"{request.save_total_limit} kept" if request.save_total_limit else "all kept"
+        directory = Path(request.output_dir or ".").expanduser().absolute()
+        free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
+        saves = f"checkpoints of {_bytes(checkpoint)}, {kept}, " if request.save_strategy != "no" else ""
+        table.append(("disk", f"{saves}final model {_bytes(final)}; {_bytes(free)} are free"))
+    table.append(("tracker", report.name_trackers(request.report_to, request.output_dir)))
+    if steps:
+        table.append(("time", _time(request, plan, steps)))
+    return table
+
+
+def _time(request, plan: Plan, steps: int) -> str:
+    """How long it will take, by what this run was measured to take so far."""
+    state = Path(request.output_dir or "", TRAINER_STATE_NAME)
+    if plan.checkpoint and state.is_file():
+        history = TrainerState.load_from_json(str(state)).log_history
+        seconds = [entry["step_time"] for entry in history if "reward" in entry and "step_time" in entry]
+        if seconds:
+            done = int(Path(plan.checkpoint).name.rpartition("-")[2])
+            each = statistics.median(seconds)
+            hours = each * (steps - done) / 3600
+            return f"{hours:.1f} hours for {steps - done} steps, at this run's {each:.1f} s a step so far"
+    return "not known before the first steps"
+
+
+def _amount(count: int) -> str:
+    if count < 1e5:
+        return f"{count:,}"
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+
+def _bytes(count: float) -> str:
+    gib = count / estimates.GIB
+    return f"{gib:.0f} GiB" if gib >= 10 else f"{gib:.1f} GiB" if gib >= 0.1 else f"{count / 2**20:.1f} MiB"

@@ -6,8 +6,10 @@ that is not of its key's type, is refused with the closest real key instead of b
 
 import argparse
 import difflib
+import math
 import os
 from pathlib import Path
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -26,7 +28,13 @@ NOT_RECIPE = {
 
 
 class RequestError(ValueError):
-    """The request was wrong. The message is one line that says what and how to mend it; the exit code is 2."""
+    """The request was wrong; the exit code is 2.
+
+    Each argument is one line that says what is wrong and how to mend it.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -48,6 +56,14 @@ class RecipeParser(TrlParser):
         for action in self._actions:
             self.actions.setdefault(action.dest, action)
         self.library_defaults = vars(self.parse_known_args([])[0])
+        hints = {name: kind for one in dataclass_types for name, kind in get_type_hints(one).items()}
+        # Only where that is the default as well: TRL lets `num_generations` be null, and nothing works with it.
+        self.may_be_null = {name for name in self.actions if self.library_defaults.get(name) is None}
+        self.may_be_null |= {"dtype", "report_to"}
+        # Given as one text on the command line, and a list or a mapping to the dataclass.
+        self.may_be_nested = {
+            name for name, kind in hints.items() if {dict, list} & {get_origin(one) or one for one in get_args(kind)}
+        }
 
     def error(self, message: str):
         raise RequestError(message)
@@ -97,26 +113,43 @@ class RecipeParser(TrlParser):
 
     def _read_yaml(self, path: str) -> dict:
         try:
-            recipe = yaml.safe_load(Path(path).read_text())
-        except (FileNotFoundError, IsADirectoryError):
+            text = Path(path).read_text(encoding="utf-8")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise RequestError(f"there is no recipe {path}; there are {those_in('configs')}") from None
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{path} is no text file in UTF-8: {error.reason} at byte {error.start}") from error
+        try:
+            loader = yaml.SafeLoader(text)
+            root = loader.get_single_node()
+            if not isinstance(root, yaml.MappingNode):
+                raise RequestError(f"{path} must hold `key: value` lines, see configs/toy.yaml")
+            made = loader.construct_object
+            entries = [(k.start_mark.line + 1, made(k, deep=True), made(v, deep=True)) for k, v in root.value]
         except yaml.YAMLError as error:
-            raise RequestError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(recipe, dict):
-            raise RequestError(f"{path} must hold `key: value` lines, see configs/toy.yaml")
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or str(error)
+            raise RequestError(f"{path}{where}: not valid YAML: {' '.join(problem.split())}") from error
 
-        environment = recipe.pop("env", {})  # TRL's own key for environment variables
-        if not isinstance(environment, dict):
-            raise RequestError(f"{path}: env must hold `NAME: value` lines")
-        os.environ.update({str(name): str(value) for name, value in environment.items()})
-
-        for key, value in recipe.items():
-            if key not in self.actions or key in ("help", "config"):
-                raise RequestError(f"{path}: unknown key {key!r}{self._closest(str(key), '')}")
+        recipe, first = {}, {}
+        for line, key, value in entries:
+            where = f"{path}, line {line}"
+            if key == "env":  # TRL's own key for environment variables
+                if not isinstance(value, dict):
+                    raise RequestError(f"{where}: env must hold `NAME: value` lines")
+                os.environ.update({str(name): str(one) for name, one in value.items()})
+                continue
+            if not isinstance(key, str) or key not in self.actions or key in ("help", "config"):
+                raise RequestError(f"{where}: unknown key {key!r}{self._closest(str(key), '')}")
+            if key in first:
+                raise RequestError(f"{where}: {key} is there already, on line {first[key]}: keep one of the two")
+            first[key] = line
+            if value is None and key not in self.may_be_null:
+                raise RequestError(f"{where}: {key} has no value: give it one, or leave the line out")
             try:
-                recipe[key] = _typed(self.actions[key], value)
+                recipe[key] = _typed(self.actions[key], value, key in self.may_be_nested)
             except (ValueError, argparse.ArgumentTypeError) as error:
-                raise RequestError(f"{path}: {key}: {error}") from error
+                raise RequestError(f"{where}: {key}: {error}") from error
         return recipe
 
     def _closest(self, key: str, prefix: str) -> str:
@@ -129,7 +162,7 @@ def those_in(folder: str) -> str:
     return ", ".join(f"{folder}/{file.name}" for file in sorted((Path(__file__).parent / folder).glob("*.yaml")))
 
 
-def _typed(action: argparse.Action, value):
+def _typed(action: argparse.Action, value, may_be_nested: bool):
     """A value from YAML as the command line would have read it.
 
     `3e-6`, which YAML takes for a text, becomes a number; one value stands for a list of one; `no`, which YAML
@@ -138,22 +171,30 @@ def _typed(action: argparse.Action, value):
     if value is None:
         return None
     if action.nargs == "+":
-        return [_convert(action, item) for item in (value if isinstance(value, list) else [value])]
+        items = value if isinstance(value, list) else [value]
+        if not items or any(isinstance(item, (list, dict)) or item is None for item in items):
+            raise ValueError(f"takes a list of values, not {value!r}")
+        return [_convert(action, item) for item in items]
     if isinstance(value, (list, dict)):
-        if action.type is str:  # such as `report_to` and the `*_kwargs`, whose dataclass takes more than a text
+        if may_be_nested:
             return value
         raise ValueError(f"takes one value, not {value!r}")
     return _convert(action, value)
 
 
 def _convert(action: argparse.Action, value):
-    if action.choices is not None and isinstance(value, bool):
-        value = "yes" if value else "no"
+    if isinstance(value, bool):
+        if action.choices is not None:
+            value = "yes" if value else "no"
+        elif action.type is str:
+            raise ValueError(f"takes a text, and YAML reads {value} here: put it in quotes")
     try:
         converted = action.type(str(value))
     except ValueError:
         kind = {"int": "a whole number", "float": "a number"}.get(action.type.__name__, action.type.__name__)
         raise ValueError(f"{value!r} is not {kind}") from None
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise ValueError(f"{value!r} is not a finite number")
     if action.choices is not None and converted not in action.choices:
         raise ValueError(f"{value!r} is not one of {', '.join(map(str, action.choices))}")
     return converted

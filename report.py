@@ -29,7 +29,9 @@ from huggingface_hub import constants
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+import checkpoints
 from rewards import text
+from watch import Watch
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "deepspeed", "peft", "wandb")
 SAMPLES = 6  # how often a run shows completions
@@ -59,6 +61,8 @@ class RunReport(TrainerCallback):
         self.reward_names = reward_names
         self.bar = None
         self.lines = 0
+        self.watch = Watch(reward_names)
+        self.completion = None  # the last one that was seen, for a warning
         self.next_sample = 1
         self.started_at = self.logged_at = self.tokens = self.first_step = self.sample_every = None
 
@@ -69,6 +73,9 @@ class RunReport(TrainerCallback):
             return
         self.started_at = self.logged_at = time.perf_counter()
         self.tokens, self.first_step = state.num_input_tokens_seen, state.global_step
+        for entry in state.log_history:  # of a resumed run: what was warned of is not said again
+            if "reward" in entry:
+                self.watch.see(entry)
         self.sample_every = math.ceil(state.max_steps / max(1, state.logging_steps) / SAMPLES)
         self.bar = tqdm(
             total=state.max_steps,
@@ -87,6 +94,10 @@ class RunReport(TrainerCallback):
             return
         if "reward" in logs:
             self.say_step(state, logs)
+            for warning in self.watch.see(logs):
+                self.bar.write(f"  warning  {warning}")
+                if "read one" in warning and self.completion is not None:
+                    self.bar.write(_framed(f"→ {self.completion}"))
         elif "eval_reward" in logs:
             means = " · ".join(f"{name} {_number(logs[f'eval_rewards/{name}/mean'])}" for name in self.reward_names)
             reward = _number(logs["eval_reward"])
@@ -115,6 +126,8 @@ class RunReport(TrainerCallback):
             "left": str(datetime.timedelta(seconds=round(left))),
         }
         widths = {name: max(len(name), 9 if name == "step" else 7) for name in columns}
+        if self.lines == 0:
+            self.bar.write("  (loss is left out: in GRPO it is near 0 by construction, and no measure of progress)")
         if self.lines % 20 == 0:
             self.bar.write("  ".join(f"{name:>{widths[name]}}" for name in columns))
         self.bar.write("  ".join(f"{value:>{widths[name]}}" for name, value in columns.items()))
@@ -125,6 +138,8 @@ class RunReport(TrainerCallback):
 
         Takes the arguments of TRL's `print_prompt_completions_sample`, in whose place TRL calls it.
         """
+        if completions:
+            self.completion = text(completions[0])[:2000]
         if self.bar is None or self.lines < self.next_sample:
             return
         self.next_sample += self.sample_every
@@ -132,7 +147,11 @@ class RunReport(TrainerCallback):
             prompt = prompts[index] if isinstance(prompts[index], str) else prompts[index][-1]["content"]
             scores = " · ".join(f"{name} {_number(values[index])}" for name, values in rewards.items())
             body = f"{prompt.strip()[-600:]}\n→ {text(completions[index]).strip()}\n[{scores}]"
-            self.bar.write("\n".join(f"  │ {line}" for line in ["", *body.split("\n"), ""]))
+            self.bar.write(_framed(body))
+
+
+def _framed(body: str) -> str:
+    return "\n".join(f"  │ {line}".rstrip() for line in ["", *body.split("\n"), ""])
 
 
 def _number(value: float | None) -> str:
@@ -161,7 +180,7 @@ def open_directory(output_dir: str, recipe: dict, move_aside: bool) -> None:
         print(f"{directory} is now {old}")
     directory.mkdir(parents=True, exist_ok=True)
     header = "# The recipe of this run as it was resolved from a recipe file and the command line.\n"
-    (directory / "recipe.yaml").write_text(header + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    checkpoints.write(directory / "recipe.yaml", header + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     with open(directory / "environment.jsonl", "a") as file:
         file.write(json.dumps(describe_environment()) + "\n")
 
@@ -203,17 +222,15 @@ def save_validation(output_dir: str, step: int, kept: dict) -> None:
     table.to_parquet(folder / f"validation_{step:05d}.parquet")
 
 
-def say_plan(request, plan) -> None:
-    """Two lines before training starts: what, and how the batch comes about."""
-    print(f"{request.output_dir}: {request.model_name_or_path} on {request.dataset_name}", end="")
-    print(f", resumed from {Path(plan.checkpoint).name}" if plan.checkpoint else "")
-    size, processes, steps = request.per_device_train_batch_size, plan.world_size, plan.gradient_accumulation_steps
-    completions = size * processes * steps
-    print(
-        f"  {completions // request.num_generations} prompts × {request.num_generations} generations = {completions} "
-        f"completions a step = {size} × {processes} process{'es' * (processes > 1)} × {steps} accumulation steps; "
-        f"{len(plan.train_dataset)} rows to train on, {len(plan.eval_dataset or [])} held out"
-    )
+def say_plan(plan, all_findings: bool) -> None:
+    """The plan as a table, then what its checks found: all of it, or what is to be warned of."""
+    for what, how_much in plan.table:
+        print(f"  {what:8} {how_much}")
+    for finding in plan.findings:
+        if all_findings or finding.status == "warning":
+            # What an error is, and its mend, is said once, when the request is refused.
+            said = finding.message if finding.status == "warning" else ""
+            print(f"  {finding.status:8} {finding.check}{': ' if said else ''}{said}")
 
 
 def say_prefetched(request, plan) -> None:
@@ -280,20 +297,33 @@ def _mean(values: list[float | None]) -> str:
     return _number(sum(numbers) / len(numbers) if numbers else None)
 
 
-def prepare_wandb(output_dir: str, is_main: bool) -> None:
-    """Let a run with no wandb account log offline, into its own directory, instead of ending in an error."""
-    os.environ.setdefault("WANDB_DIR", output_dir)
+def wandb_mode() -> str:
+    """What wandb will do: WANDB_MODE, or `online` where there is an account's key, or else `offline`."""
     if os.environ.get("WANDB_MODE"):
-        return
-    os.environ.pop("WANDB_MODE", None)  # empty is unset for people, and an error for wandb
+        return os.environ["WANDB_MODE"]
     import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth
 
     settings = wandb.Settings()
-    settings.update_from_env_vars(os.environ)
-    if settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url):
-        return
-    os.environ["WANDB_MODE"] = "offline"
-    os.environ.setdefault("WANDB_SILENT", "true")  # its own dozen lines would say the same
-    if is_main:
-        print(f"wandb: no API key, so this run logs offline; to upload it: wandb sync {output_dir}/wandb/offline-run-*")
+    settings.update_from_env_vars({name: value for name, value in os.environ.items() if name != "WANDB_MODE"})
+    has_key = settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url)
+    return "online" if has_key else "offline"
+
+
+def name_trackers(report_to: str | list[str] | None, output_dir: str | None) -> str:
+    """Where metrics go, and how, for the plan."""
+    names = [report_to] if isinstance(report_to, str) else report_to or ["none"]
+    if "wandb" in names and (mode := wandb_mode()) != "online":
+        names[names.index("wandb")] = f"wandb, {mode}" + (
+            f" (no API key; to upload it: wandb sync {output_dir}/wandb/offline-run-*)" if mode == "offline" else ""
+        )
+    return " and ".join(names)
+
+
+def prepare_wandb(output_dir: str) -> None:
+    """Let a run with no wandb account log offline, into its own directory, instead of ending in an error."""
+    os.environ.setdefault("WANDB_DIR", output_dir)
+    if not os.environ.get("WANDB_MODE"):  # empty is unset for people, and an error for wandb
+        os.environ["WANDB_MODE"] = wandb_mode()
+        if os.environ["WANDB_MODE"] == "offline":
+            os.environ.setdefault("WANDB_SILENT", "true")  # its own dozen lines would say what the plan has said

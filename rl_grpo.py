@@ -16,12 +16,15 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import trl.trainer.grpo_trainer
 from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
+import checkpoints
 import preflight
 import report
 from gsm8k import PromptStyle
@@ -65,7 +68,7 @@ class R1ZeroArguments:
 
 
 class Trainer(GRPOTrainer):
-    """TRL's trainer, but for what is written at a validation and for the end on several nodes."""
+    """TRL's trainer, but for what a validation leaves, when a checkpoint counts, and the end on several nodes."""
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         # TRL keeps the last completions of training and validation in one place: here are to be this validation's only.
@@ -79,10 +82,24 @@ class Trainer(GRPOTrainer):
         # TRL would write a validation's completions over those of the step before it.
         wanted = self.log_completions
         self.log_completions = wanted and self.model.training
+        logs.pop("train_loss", None)  # the last entry's; of this start alone, and a measure of nothing in GRPO
         super().log(logs, start_time)
         self.log_completions = wanted
         if wanted and not self.model.training and self.accelerator.is_main_process:
             report.save_validation(self.args.output_dir, self.state.global_step, self._logs)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        # A checkpoint counts, and may replace others, only when every process has written its part.
+        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        if self.accelerator.is_main_process:
+            checkpoints.clear_for(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            checkpoints.finish(folder, self.state.global_step, limit, self.state.best_model_checkpoint)
 
     def end(self) -> None:
         super().end()
@@ -111,6 +128,10 @@ def main(argv: list[str] | None = None) -> None:
         request = parser.read(argv)
         recipe = parser.resolve(request)
         plan = preflight.check(request, recipe)
+        if is_main and (request.preflight or not plan.errors):
+            report.say_plan(plan, request.preflight)
+        if plan.errors:
+            raise RequestError(*plan.errors)
         request.gradient_accumulation_steps = plan.gradient_accumulation_steps
         # The recipe's bf16 says what is computed in bf16, whatever the topology's file says.
         os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
@@ -127,25 +148,26 @@ def main(argv: list[str] | None = None) -> None:
             report.say_prefetched(request, plan)
             return
         if request.preflight:
-            if is_main:
-                report.say_plan(request, plan)
             return
         if plan.finished_steps is not None:
             if is_main:
                 report.say_finished(request.output_dir, plan.finished_steps)
             return
+        if request.hub_token:
+            # Where the hub's client looks for it: checkpoints hold the arguments, and wandb keeps the command line.
+            sys.argv = [word.replace(request.hub_token, "…") for word in sys.argv]
+            os.environ["HF_TOKEN"], request.hub_token = request.hub_token, None
         _, script_args, training_args, model_args = parser.make(request)
     except RequestError as error:
         # On a second node, what is wrong may be that node alone (a file that is not there).
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"rl_grpo.py: {error}", file=sys.stderr)
+            print(*(f"rl_grpo.py: {line}" for line in error.args), sep="\n", file=sys.stderr)
         raise SystemExit(2) from error
 
     if is_main:
         report.open_directory(training_args.output_dir, recipe, plan.run_to_move)
-        report.say_plan(request, plan)
     if "wandb" in training_args.report_to:
-        report.prepare_wandb(training_args.output_dir, is_main)
+        report.prepare_wandb(training_args.output_dir)
 
     # ------------------------------------------------------------------------------------------------------
     # Model, data and rewards into TRL's trainer
@@ -154,6 +176,7 @@ def main(argv: list[str] | None = None) -> None:
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        "use_safetensors": True,  # other formats can hold code
         **(training_args.model_init_kwargs or {}),
     }
     if training_args.use_vllm:
@@ -189,22 +212,29 @@ def main(argv: list[str] | None = None) -> None:
     # ------------------------------------------------------------------------------------------------------
     # Train, save
     # ------------------------------------------------------------------------------------------------------
-    trainer.train(resume_from_checkpoint=plan.checkpoint)
-    if stop.agreed:
-        trainer.end()
-        if is_main:
-            report.say_stopped(training_args.output_dir, trainer.state, stop.agreed.name)
-        return
-    trainer.save_model(training_args.output_dir)
-    dataset_name = None if os.path.isdir(script_args.dataset_name) else script_args.dataset_name
-    trainer.create_model_card(model_name=os.path.basename(training_args.output_dir), dataset_name=dataset_name)
+    output_dir = training_args.output_dir
+    try:
+        with checkpoints.disk_may_be_full(output_dir):
+            trainer.train(resume_from_checkpoint=plan.checkpoint)
+            if stop.agreed:
+                trainer.end()
+                if is_main:
+                    report.say_stopped(output_dir, trainer.state, stop.agreed.name)
+                return
+            trainer.save_model(output_dir)
+            if is_main:
+                report.save_state(output_dir, trainer.state)
+                checkpoints.seal(Path(output_dir), trainer.state.global_step, "*.safetensors")
+            dataset_name = None if os.path.isdir(script_args.dataset_name) else script_args.dataset_name
+            trainer.create_model_card(model_name=os.path.basename(output_dir), dataset_name=dataset_name)
+    except checkpoints.DiskFull as error:
+        print(f"\nrl_grpo.py: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=dataset_name)
-    if is_main:
-        report.save_state(training_args.output_dir, trainer.state)
     trainer.end()
     if is_main:
-        report.say_summary(training_args.output_dir, trainer.state, trainer.reward_func_names)
+        report.say_summary(output_dir, trainer.state, trainer.reward_func_names)
 
 
 if __name__ == "__main__":

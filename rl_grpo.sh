@@ -84,10 +84,10 @@ processes=$((nodes * NUM_PROCESSES))
 
 # Checked on one process first: a launcher would bury the one line that says what is wrong with the request.
 # Where all that is wrong is that the toy's base model is not there yet, the first node makes it.
-until refusal=$(python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_processes "$processes" \
+until refusal=$(LOCAL_WORLD_SIZE=$NUM_PROCESSES MAIN_PROCESS_PORT=${port:-${MAIN_PROCESS_PORT:-0}} python rl_grpo.py --config "$CONFIG" "$@" --preflight --num_processes "$processes" \
     --accelerate_config "$ACCELERATE_CONFIG" 2>&1 >/dev/null); do
     status=$?
-    if [[ $refusal != *"python toy.py makes it"* ]]; then
+    if grep -qv "python toy.py makes it" <<<"$refusal"; then
         if ((node > 0)); then refusal="$SLURMD_NODENAME: $refusal"; fi
         echo "$refusal" >&2
         leave "$status"

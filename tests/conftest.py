@@ -38,7 +38,7 @@ def read_rows(split: str) -> list[dict]:
     return [json.loads(line) for line in (GSM8K / f"{split}.jsonl").read_text().splitlines()]
 
 
-def save_tiny_model(folder: Path, texts: list[str], context: int = 256) -> Path:
+def save_tiny_model(folder: Path, texts: list[str], context: int = 1024) -> Path:
     """A two-layer Qwen2 with random weights and a tokenizer trained on `texts`."""
     tokenizer = toy.make_tokenizer(texts)
     toy.make_model(tokenizer, seed=0, hidden_size=32, context=context).save_pretrained(folder)
@@ -124,7 +124,8 @@ def steps(run: Path) -> list[dict]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "model.safetensors")
+    # Copied: what is loaded is the file itself, which a later training may write over.
+    return {name: tensor.clone() for name, tensor in load_file(run / "model.safetensors").items()}
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -16,6 +16,7 @@ from conftest import ROOT, environment, equal, launch, steps, training_arguments
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
+import checkpoints
 import preflight
 import rl_grpo
 from recipe import RequestError
@@ -39,7 +40,8 @@ def pinned_arguments(model, data, run) -> list[str]:
     On two processes the second group lies on both.
     """
     return training_arguments(
-        model_name_or_path=model, dataset_name=data, output_dir=run, validation_size=54, reward_funcs="pinned.variety",
+        model_name_or_path=model, dataset_name=data, output_dir=run, validation_size=54,
+        reward_funcs=["accuracy", "pinned.variety"], reward_weights=[10, 1],
         prompts_per_step=3, per_device_train_batch_size=2, max_completion_length=10, max_steps=None,
         num_train_epochs=1, optim="sgd", learning_rate=1, lr_scheduler_type="linear", save_steps=1,
     )  # fmt: skip
@@ -156,7 +158,7 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     )  # fmt: skip
 
     def command(run):
-        options = {"reward_funcs": ["length", "paced.letters"], "max_steps": 8, "save_steps": 100}
+        options = {"reward_funcs": ["accuracy", "paced.letters"], "max_steps": 8, "save_steps": 100}
         return ["bash", "rl_grpo.sh", *arguments(output_dir=run, eval_strategy="no", validation_size=0, **options)]
 
     log = tmp_path / "log"
@@ -173,8 +175,8 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     ranks[0].send_signal(signal.SIGUSR1)
     assert launcher.wait(timeout=120) == 0, log.read_text()[-2000:]
 
-    checkpoint = preflight.last_checkpoint(stopped)
-    step = int(checkpoint.rsplit("-", 1)[1])
+    checkpoint, _ = checkpoints.last_whole(stopped)
+    step = checkpoints.sealed_step(checkpoint)
     assert 2 <= step < 8
     assert {path.name for path in stopped.glob("checkpoint-*")} == {f"checkpoint-{step}"}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(checkpoint))
@@ -198,7 +200,9 @@ def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, argume
         CONFIG="configs/toy.yaml", NUM_PROCESSES="1", ACCELERATE_CONFIG="configs/accelerate/single_gpu.yaml",
         PYTHONPATH=str(ROOT / "tests"),
     )  # fmt: skip
-    command = arguments(reward_funcs="paced.letters", max_steps=500, eval_strategy="no", validation_size=0)
+    command = arguments(
+        reward_funcs=["accuracy", "paced.letters"], max_steps=500, eval_strategy="no", validation_size=0
+    )
     with open(log, "w") as file:
         launcher = subprocess.Popen(
             ["bash", "rl_grpo.sh", *command], cwd=ROOT, env=variables, stdout=file, stderr=file,
@@ -250,7 +254,7 @@ def test_with_sparse_logging_a_stop_logs_what_it_has(arguments, tmp_path, monkey
     monkeypatch.setattr(rl_grpo.StopTogether, "on_step_end", signal_in_step_3)
     rl_grpo.main(arguments(max_steps=10, logging_steps=2, save_strategy="no"))
     assert [entry["step"] for entry in steps(tmp_path / "run")] == [2, 3]
-    assert preflight.last_checkpoint(tmp_path / "run").endswith("checkpoint-3")
+    assert checkpoints.last_whole(tmp_path / "run")[0].name == "checkpoint-3"
 
 
 # Machines without a network --------------------------------------------------------------------------------

@@ -1,13 +1,21 @@
 """What is wrong with a request is said in one line, with exit code 2, before weights are loaded."""
 
 import itertools
+import json
 import re
+import resource
 import shutil
+import socket
 from argparse import Namespace
 
 import pytest
-from conftest import write_jsonl
+import torch
+from conftest import save_tiny_model, write_jsonl
+from transformers import AutoTokenizer
 
+import estimates
+import evaluate
+import gsm8k
 import preflight
 import rl_grpo
 from recipe import RequestError
@@ -147,14 +155,193 @@ def test_without_prompts_per_step_trls_rule_holds_and_the_mends_satisfy_it():
                 assert preflight.check_batch(request, processes) == accumulation
 
 
-# Where a run stands --------------------------------------------------------------------------------------
+# Rewards that do not teach what is wanted ----------------------------------------------------------------------
 
 
-def test_the_last_complete_checkpoint_is_resumed(tmp_path):
-    assert preflight.last_checkpoint(tmp_path) is None
-    for step, complete in ((2, True), (10, True), (20, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if complete:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-best").mkdir()
-    assert preflight.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+def test_rewards_that_do_not_pay_a_right_answer_most_are_refused(arguments, tmp_path, capsys, monkeypatch):
+    (tmp_path / "odd_rewards.py").write_text(
+        "def right_is_wrong(completions, solution, **kwargs):\n"
+        "    from rewards import accuracy\n"
+        "    return [1 - value for value in accuracy(completions, solution)]\n"
+        "def raises(completions, **kwargs):\n    return [1 / len(c[0]['content']) for c in completions]\n"
+        "def one_for_all(completions, **kwargs):\n    return [1.0]\n"
+        "def number(completions, **kwargs):\n    return 1.0\n"
+        "def endless(completions, **kwargs):\n    return [float('inf')] * len(completions)\n"
+        "def words(completions, **kwargs):\n    return ['good'] * len(completions)\n"
+        "def nothing(completions, **kwargs):\n    return [None] * len(completions)\n"
+        "async def later(completions, solution, **kwargs):\n"
+        "    from rewards import accuracy\n    return accuracy(completions, solution)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pays = "the rewards {} pay {} for a right answer, {} for a wrong one and {} for none: no training gets more right"
+    for names, weights, complaint in (
+        (["format", "length"], None, pays.format("format length", "1.0", "1.0", "0")),
+        (["accuracy", "odd_rewards.right_is_wrong"], None, "no training gets more right"),
+        (["accuracy", "format"], ["0", "1"], pays.format("accuracy format", "1", "1", "0")),
+        (["accuracy"], ["-1"], pays.format("accuracy", "-1", "0", "0")),
+        (["accuracy", "odd_rewards.raises"], None, "reward odd_rewards.raises raises ZeroDivisionError"),
+        (
+            ["accuracy", "odd_rewards.one_for_all"],
+            None,
+            "one_for_all gives [1.0] for 8 completions: a reward gives a list",
+        ),
+        (["accuracy", "odd_rewards.number"], None, "number gives 1.0 for 8 completions"),
+        (["accuracy", "odd_rewards.endless"], None, "endless gives [inf, inf"),
+        (["accuracy", "odd_rewards.words"], None, "words gives ['good', 'good'"),
+        (["odd_rewards.nothing"], None, "pay 0 for a right answer, 0 for a wrong one and 0 for none"),
+        (["odd_rewards.later", "odd_rewards.nothing"], None, None),
+        (["accuracy", "get_soft_overlong_punishment", "think_format_reward"], None, None),
+        (["accuracy_reward"], None, "no training gets more right"),  # TRL's reads only LaTeX
+    ):
+        command = [*arguments(reward_funcs=names, reward_weights=weights), "--preflight"]
+        if complaint:
+            assert complaint.split("1.0 for a right")[0] in refuse(capsys, command)
+        else:
+            rl_grpo.main(command)
+
+
+# Room and precision --------------------------------------------------------------------------------------------
+
+
+def test_prompts_that_do_not_fit_the_context_are_counted(arguments, problems, tmp_path, capsys):
+    small = save_tiny_model(tmp_path / "small", [row["question"] for row in problems], context=60)
+    line = refuse(capsys, arguments(model_name_or_path=small, max_completion_length=16))
+    assert re.search(
+        r"\d+ of 64 prompts \(the longest of \d+ tokens\) and a completion of 16 do not fit .* context of 60", line
+    )
+    room = int(re.search(r"max_completion_length (\d+), or a shorter prompt_style", line)[1])
+    rl_grpo.main([*arguments(model_name_or_path=small, max_completion_length=room), "--preflight"])
+    assert f"+ {room} to write, of the model's 60" in capsys.readouterr().out
+    refuse(capsys, arguments(model_name_or_path=small, max_completion_length=room + 1))
+    line = refuse(capsys, arguments(model_name_or_path=small, prompt_style="r1_zero"))
+    assert "64 of 64 prompts" in line and line.endswith("take a shorter prompt_style")
+
+
+def test_prompt_lengths_are_the_tokens_that_training_sees(model, problems):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for style in ("chat", "r1_zero", "question"):
+        prompts = [gsm8k.to_prompt(row["question"], style) for row in problems]
+        assert estimates.prompt_tokens(tokenizer, prompts) == sorted(
+            len(evaluate.tokenize(tokenizer, row["question"], style)) for row in problems
+        )
+
+
+def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_path, capsys):
+    line = refuse(capsys, arguments(dtype="bfloat16", bf16="true", learning_rate="3e-6"))
+    assert "dtype bfloat16 keeps no fp32 master copy of the weights: at learning_rate 3e-06 nearly every update" in line
+    assert "dtype float16 keeps no" in refuse(capsys, arguments(dtype="float16"))
+    half = shutil.copytree(model, tmp_path / "half")
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    assert "dtype bfloat16" in refuse(capsys, arguments(model_name_or_path=half, dtype="auto"))
+    # An adapter is kept in fp32 beside it, and DeepSpeed keeps a master copy itself.
+    rl_grpo.main([*arguments(dtype="bfloat16", use_peft="true"), "--preflight"])
+    zero = ["--accelerate_config", "configs/accelerate/zero2.yaml", "--num_processes", "2", "--preflight"]
+    rl_grpo.main([*arguments(dtype="bfloat16", bf16="true", per_device_train_batch_size=4), *zero])
+
+
+def test_bf16_on_a_cpu_is_warned_of(arguments):
+    request = rl_grpo.make_parser().read(arguments(bf16="true"))
+    plan = preflight.check(request, {})
+    assert [f.check for f in plan.findings if f.status == "warning"] == ["precision"]
+
+
+# The machine -----------------------------------------------------------------------------------------------------
+
+
+def test_a_directory_that_cannot_be_written_is_refused(arguments, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refuse(capsys, arguments(output_dir=tmp_path / "file"))
+    assert "/proc/run cannot be written (" in refuse(capsys, arguments(output_dir="/proc/run"))
+
+
+def test_a_port_that_is_taken_is_refused_before_the_launch(arguments, monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        monkeypatch.setenv("MAIN_PROCESS_PORT", str(other.getsockname()[1]))
+        line = refuse(capsys, [*arguments(), "--preflight"])
+        assert f"port {other.getsockname()[1]} is taken" in line and "another MAIN_PROCESS_PORT" in line
+        monkeypatch.setenv("MASTER_PORT", "1")  # under the launcher, which has taken it itself
+        rl_grpo.main([*arguments(), "--preflight"])
+    monkeypatch.delenv("MASTER_PORT")
+    for wrong in ("many", "70000"):
+        monkeypatch.setenv("MAIN_PROCESS_PORT", wrong)
+        assert "is no port" in refuse(capsys, [*arguments(), "--preflight"])
+
+
+def test_more_processes_than_gpus_and_idle_gpus_are_seen(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    plan = preflight.Plan(world_size=4)
+    with pytest.raises(RequestError, match="4 processes on a machine with 2 GPUs: NUM_PROCESSES=2"):
+        preflight.check_topology("configs/accelerate/ddp.yaml", plan)
+    preflight.check_topology("configs/accelerate/cpu.yaml", plan)
+    assert plan.findings[0].message == "it is of CPUs, and leaves 2 GPUs idle"
+
+
+# The plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_is_wrong_is_said_at_once(arguments, capsys):
+    with pytest.raises(SystemExit):
+        rl_grpo.main(
+            [*arguments(reward_funcs="acuracy", per_device_train_batch_size=6, output_dir="/proc/run"), "--preflight"]
+        )
+    captured = capsys.readouterr()
+    assert [line.split(": ")[0] for line in captured.err.splitlines()] == ["rl_grpo.py"] * 3
+    assert [line.split()[1] for line in captured.out.splitlines() if line.startswith("  error")] == [
+        "rewards", "batch", "directory",
+    ]  # fmt: skip
+
+
+def qwen(model, tmp_path):
+    """A folder with Qwen2.5-1.5B's configuration, and weights that nobody will load."""
+    folder = shutil.copytree(model, tmp_path / "qwen")
+    config = json.loads((folder / "config.json").read_text())
+    shape = {
+        "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "head_dim": 128, "intermediate_size": 8960, "vocab_size": 151936, "tie_word_embeddings": True,
+        "max_position_embeddings": 131072,
+        "layer_types": ["full_attention"] * 28,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({**config, **shape}))
+    return folder
+
+
+def test_the_plan_of_the_reference_recipe_for_a_machine_one_is_not_on(model, data, tmp_path, capsys):
+    places = ["--model_name_or_path", qwen(model, tmp_path), "--dataset_name", data, "--output_dir", tmp_path / "run"]
+    command = ["--config", "configs/qwen2.5-1.5b-gsm8k.yaml", *map(str, places), "--validation_size", "8"]
+    zero2 = ["--preflight", "--num_processes", "4", "--accelerate_config", "configs/accelerate/zero2.yaml"]
+    rl_grpo.main([*command, *zero2])
+    said = capsys.readouterr().out
+    assert "1.54 billion parameters, computed in bf16" in said
+    assert "32 prompts × 18 generations = 576 completions a step = 18 × 4 processes × 8 accumulation steps" in said
+    # 16-bit weights and gradients and, a quarter each, gradients, fp32 master weights and two moments.
+    assert "weights 2.9 GiB + gradients 0.7 GiB + optimizer 4.3 GiB" in said
+    assert "checkpoints of 17 GiB, 2 kept, final model 5.8 GiB" in said
+    assert said.count("  ok ") == 12
+    rl_grpo.main([*command, "--preflight"])  # one GPU: fp32 weights and 16-bit copies, gradients, two moments
+    assert "weights 8.6 GiB + gradients 5.8 GiB + optimizer 12 GiB" in capsys.readouterr().out
+    rl_grpo.main([*command, "--preflight", "--use_peft", "true", "--lora_r", "16"])
+    said = capsys.readouterr().out
+    trained = re.search(r"1.5\d billion parameters, ([\d.]+) million of them trained", said)
+    assert (1 < float(trained[1]) < 20 and "checkpoints of 0." in said) or "MiB, 2 kept" in said
+
+
+def test_a_plan_takes_well_under_a_second(model, data, tmp_path):
+    """Not timed: it builds no weights. Of a model of 1.5 billion parameters that would be 6 GB."""
+    request = rl_grpo.make_parser().read(
+        ["--model_name_or_path", str(qwen(model, tmp_path)), "--dataset_name", str(data), "--output_dir", str(tmp_path)]
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    preflight.check(request, {})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_a_resumed_run_knows_how_long_it_will_take(arguments, capsys):
+    rl_grpo.main(arguments(max_steps=2))
+    rl_grpo.main([*arguments(max_steps=10), "--preflight"])
+    said = capsys.readouterr().out
+    assert "resumed from checkpoint-2" in said
+    assert re.search(r"time +0\.0 hours for 8 steps, at this run's \d\.\d s a step so far", said)

@@ -8,6 +8,7 @@ from conftest import ROOT
 
 import evaluate
 import gsm8k
+import plots
 import rewards
 import rl_grpo
 
@@ -34,6 +35,30 @@ def test_commands_name_files_that_exist_and_arguments_that_are_accepted(command)
             rl_grpo.make_parser().read(words[words.index(script) + 1 :])
     if "evaluate.py" in words:
         evaluate.make_parser().parse_args(words[words.index("evaluate.py") + 1 :])
+    if "plots.py" in words:
+        plots.make_parser().parse_args(words[words.index("plots.py") + 1 :])
+
+
+def test_the_figures_are_there_and_described():
+    figures = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
+    assert [path for _, path in figures] == [f"img/{name}.png" for name in plots.FIGURES]
+    for description, path in figures:
+        assert len(description) > 20 and (ROOT / path).stat().st_size > 10_000
+
+
+def test_every_fault_names_a_test_that_is_there():
+    rows = re.findall(r"^\| .* \| (`.*`) \|$", (ROOT / "tests" / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) > 12
+    for row in rows:
+        file = None
+        for name in re.findall(r"`(.*?)`", row):
+            path, _, test = name.rpartition("::") if "::" in name else (name, "", "")
+            if name.endswith(".py"):
+                path = name
+            if path.endswith(".py"):
+                file = (ROOT / "tests" / path).read_text()
+            test = (test or (name if not name.endswith(".py") else "")).rstrip("…")
+            assert f"def {test}" in file or not test, name
 
 
 def test_the_file_tree_names_files_that_exist():

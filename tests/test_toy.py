@@ -3,8 +3,11 @@
 import json
 import random
 import re
+import subprocess
+import sys
+import time
 
-from conftest import launch
+from conftest import ROOT, environment, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gsm8k
@@ -63,3 +66,16 @@ def test_the_base_is_made_once_whole_and_reloads_identically(tmp_path):
 
     refused = launch("python", "toy.py", "--output_dir", folder)
     assert refused.returncode == 2 and "is there already" in refused.stderr
+
+
+def test_killed_while_it_is_made_it_leaves_nothing_that_looks_like_a_toy(tmp_path):
+    """It is made beside its place and then moved there; the next command makes it."""
+    command = [sys.executable, "toy.py", "--steps", "500", "--output_dir", tmp_path / "base"]
+    making = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob("base.making-*/data/train.jsonl")):
+        assert making.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    making.kill()
+    making.wait()
+    assert not (tmp_path / "base").exists()

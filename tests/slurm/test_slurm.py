@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import ROOT, environment, equal, steps, training_arguments, weights
 
-import preflight
+import checkpoints
 
 SCRIPT = "run_rl_grpo.cardinal.slurm"
 REASON = cluster.unavailable()
@@ -91,7 +91,7 @@ class Job:
 def submit(slurm, repository, model, data):
     def submit(run, *options, max_steps=6, **overrides) -> Job:
         arguments = training_arguments(
-            model_name_or_path=model, dataset_name=data, output_dir=run, reward_funcs=["length", "paced.letters"],
+            model_name_or_path=model, dataset_name=data, output_dir=run, reward_funcs=["accuracy", "paced.letters"],
             eval_strategy="no", validation_size=0, max_steps=max_steps, save_steps=100, **overrides,
         )  # fmt: skip
         options = ["--gpus-per-node=1", "--cpus-per-task=2", *options]  # jobs share the nodes
@@ -131,8 +131,7 @@ def test_a_cancelled_job_leaves_a_run_that_the_same_command_resumes(submit, tmp_
     job.wait_for(r"\b2/60\b")
     job.slurm.command("scancel", job.number)
     assert job.end()["JobState"] == "CANCELLED"
-    checkpoint = preflight.last_checkpoint(run)
-    step = int(checkpoint.rsplit("-", 1)[1])
+    step = checkpoints.sealed_step(checkpoints.last_whole(run)[0])
     assert f"after step {step} of 60; checkpoint-{step} is whole" in job.said()
     assert "Traceback" not in job.said()
 

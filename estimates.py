@@ -1,0 +1,113 @@
+"""How much a training will need, from a model's configuration and a request: nothing is loaded or run.
+
+The memory is an estimate for planning, by part, with its sources beside the terms; it was not yet compared with a GPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM
+from trl import get_peft_config
+
+GIB = 2**30
+
+
+@dataclass
+class Size:
+    """A model's parameters: all of them, those that are trained, and what both depend on."""
+
+    total: int
+    trained: int
+    config: object
+
+
+def size_of(config, request) -> Size:
+    """Count a model's parameters by building it without memory, and an adapter's that the request adds."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=request.trust_remote_code)
+        total = trained = model.num_parameters()
+        if request.use_peft:
+            import peft
+
+            trained, total = peft.get_peft_model(model, get_peft_config(request)).get_nb_trainable_parameters()
+    return Size(total, trained, config)
+
+
+def prompt_tokens(tokenizer, prompts: list) -> list[int]:
+    """The prompts' lengths in tokens, shortest first.
+
+    A chat template stands around each alike, so it is rendered once: thousands of times would take seconds.
+    """
+    if isinstance(prompts[0], str):
+        return sorted(map(len, tokenizer(prompts)["input_ids"]))
+    around = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True, tokenize=True, return_dict=False)
+    texts = [prompt[-1]["content"] for prompt in prompts]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return sorted(length + len(around) - lengths[0] for length in lengths)
+
+
+def memory(size: Size, request, sharding: str, processes: int, prompt: int, accumulation: int) -> dict[str, float]:
+    """Bytes on each process, by part.
+
+    Args:
+        size: see `size_of`.
+        sharding: `none`, `zero1`, `zero2`, `zero3` or `fsdp`.
+        processes: those that it is sharded over.
+        prompt: tokens of a long prompt.
+        accumulation: micro-batches a step, all of whose completions are generated at once.
+
+    Returns:
+        `weights`, `gradients`, `optimizer`, `activations`, `logits`, `cache`, and `peak`: the first three with the
+        larger of generation (cache) and backward pass (activations and logits).
+    """
+    config = size.config.get_text_config()
+    deepspeed, half = sharding.startswith("zero"), request.bf16 or request.fp16
+    stored = 2 if request.dtype in ("bfloat16", "float16") else 4
+    # Mixed precision (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1): DeepSpeed keeps 16-bit weights and
+    # gradients and fp32 master weights in its optimizer; autocast keeps fp32 ones and 16-bit copies.
+    weight, gradient, state = (2, 2, 12) if deepspeed and half else (stored, stored, 8)
+    if "8bit" in request.optim:
+        state -= 6
+    if request.use_peft:
+        weight = stored
+    split = {
+        "weights": processes if sharding in ("zero3", "fsdp") else 1,
+        "gradients": processes if sharding in ("zero2", "zero3", "fsdp") else 1,
+        "optimizer": processes if sharding != "none" else 1,
+    }
+    parts = {
+        "weights": size.total * weight / split["weights"] + (2 * size.total if half and not deepspeed else 0),
+        "gradients": size.trained * gradient / split["gradients"],
+        "optimizer": size.trained * state / split["optimizer"],
+    }
+    if sharding == "none" and processes > 1:
+        parts["gradients"] *= 2  # DDP's buckets, which it reduces
+
+    number = 2 if half else 4
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    # A layer's activations a token, after Korthikanti et al. 2022 (arXiv:2205.05198, section 4.1), whose 34 bytes a
+    # hidden unit are 18 for attention and norms, and 4 numbers a unit of the gated feed-forward; attention scores are
+    # not kept. With checkpointing only each layer's input, and one layer at a time.
+    of_layer = hidden * 9 * number + 4 * inner * number
+    completion = request.max_completion_length
+    tokens = request.per_device_train_batch_size * (prompt + completion)
+    if request.gradient_checkpointing or getattr(request, "activation_checkpointing", False):
+        parts["activations"] = tokens * (layers * hidden * 4 + of_layer)
+    else:
+        parts["activations"] = tokens * layers * of_layer
+    # The logits of the completion, their fp32 log-softmax and their gradient.
+    scored = request.per_device_train_batch_size * (completion + 1)
+    parts["logits"] = scored * config.vocab_size * (2 * number + 4)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    together = request.per_device_train_batch_size * (request.steps_per_generation or accumulation)
+    parts["cache"] = together * (prompt + completion) * 2 * layers * heads * head * number
+    fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
+    return {**parts, "peak": fixed + max(parts["cache"], parts["activations"] + parts["logits"])}
+
+
+def checkpoint_bytes(size: Size) -> tuple[int, int]:
+    """A checkpoint's bytes and the final model's: fp32 weights, and in a checkpoint AdamW's two moments in fp32."""
+    weights = 4 * (size.trained if size.trained < size.total else size.total)
+    return weights + 8 * size.trained, weights
