@@ -129,7 +129,8 @@ class Plan:
 
     @property
     def errors(self) -> list[str]:
-        return [finding.message for finding in self.findings if finding.status == "error"]
+        """What is wrong, each once: more than one check may come upon it."""
+        return list(dict.fromkeys(finding.message for finding in self.findings if finding.status == "error"))
 
 
 def check(request: argparse.Namespace, recipe: dict) -> Plan:

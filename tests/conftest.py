@@ -149,3 +149,11 @@ def launch(*command, **variables) -> subprocess.CompletedProcess:
         text=True,
         timeout=300,
     )
+
+
+# Those that take longest first, so that both workers end at about the same time.
+LONGEST = ["test_slurm.py", "test_launch.py", "test_checkpoints.py", "test_evaluate.py", "test_plots.py"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 shellcheck ./*.sh ./*.slurm tests/*.sh .ci/run
 # Two files at a time: most of a launch is one process that imports.
-python -m pytest --numprocesses 2 --dist loadfile "$@"
+python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"

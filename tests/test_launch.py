@@ -117,15 +117,15 @@ def test_two_processes_take_the_same_steps_as_one(topology, one_process, model, 
 )
 def test_a_topology_that_would_run_as_something_else_is_refused(topology, processes, complaint):
     if complaint is None:
-        return preflight.check_topology(topology, processes)
+        return preflight.check_topology(topology, preflight.Plan(world_size=processes))
     with pytest.raises(RequestError, match=complaint):
-        preflight.check_topology(topology, processes)
+        preflight.check_topology(topology, preflight.Plan(world_size=processes))
 
 
 def test_fsdp_on_cpus_is_refused_under_accelerate_launch_too(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(RequestError, match="FSDP needs GPUs"):
-        preflight.check_topology(None, 2)
+        preflight.check_topology(None, preflight.Plan(world_size=2))
 
 
 @pytest.mark.parametrize("file", sorted(TOPOLOGIES.glob("*.yaml")), ids=lambda file: file.stem)
