@@ -29,7 +29,10 @@ def size_of(config, request) -> Size:
         if request.use_peft:
             import peft
 
-            trained, total = peft.get_peft_model(model, get_peft_config(request)).get_nb_trainable_parameters()
+            adapter = get_peft_config(request)
+            if len(adapter.target_modules or ()) == 1:  # a name such as `all-linear`, as TRL's ModelConfig takes it
+                (adapter.target_modules,) = adapter.target_modules
+            trained, total = peft.get_peft_model(model, adapter).get_nb_trainable_parameters()
     return Size(total, trained, config)
 
 

@@ -25,6 +25,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, get_peft_config, get_quantization_config
 
 import checkpoints
+import padding
 import preflight
 import report
 from gsm8k import PromptStyle
@@ -68,7 +69,7 @@ class R1ZeroArguments:
 
 
 class Trainer(GRPOTrainer):
-    """TRL's trainer, but for what a validation leaves, when a checkpoint counts, and the end on several nodes."""
+    """TRL's trainer, but for padding, what a validation leaves, when a checkpoint counts, and how several nodes end."""
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         # TRL keeps the last completions of training and validation in one place: here are to be this validation's only.
@@ -87,6 +88,11 @@ class Trainer(GRPOTrainer):
         self.log_completions = wanted
         if wanted and not self.model.training and self.accelerator.is_main_process:
             report.save_validation(self.args.output_dir, self.state.global_step, self._logs)
+
+    def compute_loss(self, model, inputs, *args, **kwargs) -> torch.Tensor:
+        if self.top_entropy_quantile == 1.0:  # else the processes exchange tables, which are to be of one shape
+            inputs = padding.trim(inputs)
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint counts, and may replace others, only when every process has written its part.
@@ -208,6 +214,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.add_callback(stop)
     # TRL prints a table of all completions at every logging step; the parquet files keep them all anyway.
     trl.trainer.grpo_trainer.print_prompt_completions_sample = run_report.say_sample
+
+    # Where a generation batch is one optimizer step, its micro-batches may be of any completions.
+    if training_args.steps_per_generation == training_args.gradient_accumulation_steps:
+        trl.trainer.grpo_trainer.shuffle_sequence_dict = padding.longest_first
 
     # ------------------------------------------------------------------------------------------------------
     # Train, save

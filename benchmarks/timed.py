@@ -97,7 +97,7 @@ def enter_synchronized(self):
 
 def log_part(self, duration: float) -> None:
     synchronize()
-    name = self.name.rpartition(".")[2] if "Trainer." in self.name else self.name
+    name = self.name.rpartition("Trainer.")[2]
     if name in PARTS:
         clock.part(PARTS[name], time.perf_counter() - self._start_time)
 

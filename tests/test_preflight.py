@@ -326,6 +326,10 @@ def test_the_plan_of_the_reference_recipe_for_a_machine_one_is_not_on(model, dat
     rl_grpo.main([*command, "--preflight", "--use_peft", "true", "--lora_r", "16"])
     said = capsys.readouterr().out
     trained = re.search(r"1.5\d billion parameters, ([\d.]+) million of them trained", said)
+    rl_grpo.main(
+        [*command, "--preflight", "--use_peft", "true", "--lora_r", "16", "--lora_target_modules", "all-linear"]
+    )
+    assert "1.56 billion parameters, 18.5 million of them trained" in capsys.readouterr().out
     assert (1 < float(trained[1]) < 20 and "checkpoints of 0." in said) or "MiB, 2 kept" in said
 
 
