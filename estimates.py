@@ -36,17 +36,36 @@ def size_of(config, request) -> Size:
     return Size(total, trained, config)
 
 
+def compute_dtype(request) -> str:
+    """What a training computes in: `fp16`, `fp32`, or `bf16`, which is TRL's default where neither is said."""
+    if request.fp16:
+        return "fp16"
+    return "fp32" if request.bf16 is False else "bf16"
+
+
 def prompt_tokens(tokenizer, prompts: list) -> list[int]:
-    """The prompts' lengths in tokens, shortest first.
+    """The prompts' lengths in tokens.
 
     A chat template stands around each alike, so it is rendered once: thousands of times would take seconds.
     """
     if isinstance(prompts[0], str):
-        return sorted(map(len, tokenizer(prompts)["input_ids"]))
+        return list(map(len, tokenizer(prompts)["input_ids"]))
     around = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True, tokenize=True, return_dict=False)
     texts = [prompt[-1]["content"] for prompt in prompts]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    return sorted(length + len(around) - lengths[0] for length in lengths)
+    return [length + len(around) - lengths[0] for length in lengths]
+
+
+def long_prompts(tokenizer, prompts: list, share: float = 0.03, at_least: int = 200) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of one that 99 % are no longer than.
+
+    Of many prompts only those with the most characters are tokenized, which are the ones in question.
+    """
+    first = prompts[0]
+    count = max(at_least, round(share * len(prompts)))
+    longest = sorted(prompts, key=lambda prompt: -len(prompt if isinstance(prompt, str) else prompt[-1]["content"]))
+    lengths = sorted(prompt_tokens(tokenizer, [first, *longest[:count]])[1:], reverse=True)
+    return lengths[0], lengths[len(prompts) // 100]
 
 
 def memory(size: Size, request, sharding: str, processes: int, prompt: int, accumulation: int) -> dict[str, float]:
@@ -64,7 +83,7 @@ def memory(size: Size, request, sharding: str, processes: int, prompt: int, accu
         larger of generation (cache) and backward pass (activations and logits).
     """
     config = size.config.get_text_config()
-    deepspeed, half = sharding.startswith("zero"), request.bf16 or request.fp16
+    deepspeed, half = sharding.startswith("zero"), compute_dtype(request) != "fp32"
     stored = 2 if request.dtype in ("bfloat16", "float16") else 4
     # Mixed precision (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1): DeepSpeed keeps 16-bit weights and
     # gradients and fp32 master weights in its optimizer; autocast keeps fp32 ones and 16-bit copies.

@@ -157,7 +157,7 @@ def load(name: str, config: str | None = None, split: str = "train"):
     if len(dataset) == 0:
         raise DatasetError(f"{source} has no rows")
     dataset = dataset.select_columns(["question", "answer"])
-    for row, (question, answer) in enumerate(zip(dataset["question"], dataset["answer"], strict=True), start=1):
+    for row, (question, answer) in enumerate(zip(dataset["question"][:], dataset["answer"][:], strict=True), start=1):
         if not isinstance(question, str) or not question.strip():
             raise DatasetError(f"{source}, row {row}: `question` is not a text ({question!r})")
         if not isinstance(answer, str) or read_gold(answer) is None:

@@ -619,12 +619,13 @@ def check_precision(request, config, plan: Plan) -> None:
     dtype = request.dtype if request.dtype not in (None, "auto") else str(config.dtype or "float32")
     dtype = dtype.removeprefix("torch.")
     sharding = read_sharding(request.accelerate_config)
-    if dtype in ("bfloat16", "float16") and not request.use_peft and not (sharding.startswith("zero") and request.bf16):
+    has_master = sharding.startswith("zero") and estimates.compute_dtype(request) != "fp32"
+    if dtype in ("bfloat16", "float16") and not request.use_peft and not has_master:
         raise RequestError(
             f"dtype {dtype} keeps no fp32 master copy of the weights: at learning_rate {request.learning_rate:g} "
             "nearly every update rounds away; dtype: float32 with bf16: true computes in bf16 all the same"
         )
-    if request.bf16 and not request.preflight:
+    if estimates.compute_dtype(request) == "bf16" and not request.preflight:
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise RequestError(f"bf16: {torch.cuda.get_device_name()} has none; bf16: false computes in fp32")
         if not torch.accelerator.is_available():
@@ -679,16 +680,19 @@ def check_data(request):
 # ---------------------------------------------------------------------------------------------------------
 
 
-def check_prompts(request, plan: Plan, config) -> list[int]:
-    """The prompts' lengths in tokens, shortest first; that each has room in the model's context, and its completion."""
-    prompts = [row for dataset in (plan.train_dataset, plan.eval_dataset) if dataset for row in dataset["prompt"]]
-    lengths = estimates.prompt_tokens(plan.tokenizer, prompts)
+def check_prompts(request, plan: Plan, config) -> tuple[int, int]:
+    """That each prompt has room in the model's context, and its completion; see `estimates.long_prompts`."""
+    prompts = [
+        prompt for dataset in (plan.train_dataset, plan.eval_dataset) if dataset for prompt in dataset["prompt"][:]
+    ]
+    longest, long_one = estimates.long_prompts(plan.tokenizer, prompts)
     context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context and lengths[-1] + request.max_completion_length > context:
+    if context and longest + request.max_completion_length > context:
+        lengths = estimates.prompt_tokens(plan.tokenizer, prompts)
         too_long = sum(length + request.max_completion_length > context for length in lengths)
-        room = context - lengths[-1]
+        room = context - longest
         raise RequestError(
-            f"{too_long} of {len(lengths)} prompts (the longest of {lengths[-1]} tokens) and a completion of "
+            f"{too_long} of {len(prompts)} prompts (the longest of {longest} tokens) and a completion of "
             f"{request.max_completion_length} do not fit the model's context of {context}: "
             + (
                 f"max_completion_length {room}, or a shorter prompt_style"
@@ -696,10 +700,10 @@ def check_prompts(request, plan: Plan, config) -> list[int]:
                 else "take a shorter prompt_style"
             )
         )
-    return lengths
+    return longest, long_one
 
 
-def check_room(request, plan: Plan, size: estimates.Size, lengths: list[int]) -> None:
+def check_room(request, plan: Plan, size: estimates.Size, lengths: tuple[int, int]) -> None:
     """That checkpoints fit the disk, and, by estimate, the training its GPU."""
     directory = Path(request.output_dir).expanduser().absolute()
     free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
@@ -731,11 +735,10 @@ def check_room(request, plan: Plan, size: estimates.Size, lengths: list[int]) ->
             )
 
 
-def _memory(request, plan: Plan, size: estimates.Size, lengths: list[int]) -> dict[str, float]:
-    long_prompt = lengths[int(0.99 * (len(lengths) - 1))]
+def _memory(request, plan: Plan, size: estimates.Size, lengths: tuple[int, int]) -> dict[str, float]:
     sharding = read_sharding(request.accelerate_config)
     accumulation = plan.gradient_accumulation_steps
-    return estimates.memory(size, request, sharding, plan.world_size, long_prompt, accumulation)
+    return estimates.memory(size, request, sharding, plan.world_size, lengths[1], accumulation)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -743,7 +746,9 @@ def _memory(request, plan: Plan, size: estimates.Size, lengths: list[int]) -> di
 # ---------------------------------------------------------------------------------------------------------
 
 
-def describe(request, plan: Plan, size: estimates.Size | None, lengths: list[int] | None) -> list[tuple[str, str]]:
+def describe(
+    request, plan: Plan, size: estimates.Size | None, lengths: tuple[int, int] | None
+) -> list[tuple[str, str]]:
     """The plan of the run, as far as it could be found out: (what, how much)."""
     table = []
     where = f"{request.output_dir}, from the start"
@@ -754,7 +759,7 @@ def describe(request, plan: Plan, size: estimates.Size | None, lengths: list[int
     table.append(("run", where))
     if size:
         trained = f", {_amount(size.trained)} of them trained" if size.trained < size.total else ""
-        compute = "bf16" if request.bf16 else "fp16" if request.fp16 else "fp32"
+        compute = estimates.compute_dtype(request)
         table.append(
             ("model", f"{request.model_name_or_path}: {_amount(size.total)} parameters{trained}, computed in {compute}")
         )
@@ -782,7 +787,7 @@ def describe(request, plan: Plan, size: estimates.Size | None, lengths: list[int
             steps = request.max_steps if request.max_steps > 0 else math.ceil(request.num_train_epochs * epoch)
             table.append(("steps", f"{steps}, where an epoch is {epoch:.0f}"))
     if lengths:
-        longest = f"{lengths[-1]} tokens at most (99 % up to {lengths[int(0.99 * (len(lengths) - 1))]})"
+        longest = f"{lengths[0]} tokens at most (99 % up to {lengths[1]})"
         context = getattr(size.config.get_text_config(), "max_position_embeddings", None) if size else None
         of = f", of the model's {context}" if context else ""
         table.append(("prompts", f"{longest} + {request.max_completion_length} to write{of}"))
@@ -816,7 +821,7 @@ def _time(request, plan: Plan, steps: int) -> str:
         history = TrainerState.load_from_json(str(state)).log_history
         seconds = [entry["step_time"] for entry in history if "reward" in entry and "step_time" in entry]
         if seconds:
-            done = int(Path(plan.checkpoint).name.rpartition("-")[2])
+            done = TrainerState.load_from_json(str(Path(plan.checkpoint, TRAINER_STATE_NAME))).global_step
             each = statistics.median(seconds)
             hours = each * (steps - done) / 3600
             return f"{hours:.1f} hours for {steps - done} steps, at this run's {each:.1f} s a step so far"

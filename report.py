@@ -312,7 +312,7 @@ def wandb_mode() -> str:
 
 def name_trackers(report_to: str | list[str] | None, output_dir: str | None) -> str:
     """Where metrics go, and how, for the plan."""
-    names = [report_to] if isinstance(report_to, str) else report_to or ["none"]
+    names = [report_to] if isinstance(report_to, str) else list(report_to or ["none"])
     if "wandb" in names and (mode := wandb_mode()) != "online":
         names[names.index("wandb")] = f"wandb, {mode}" + (
             f" (no API key; to upload it: wandb sync {output_dir}/wandb/offline-run-*)" if mode == "offline" else ""

@@ -221,9 +221,10 @@ def test_prompt_lengths_are_the_tokens_that_training_sees(model, problems):
     tokenizer = AutoTokenizer.from_pretrained(model)
     for style in ("chat", "r1_zero", "question"):
         prompts = [gsm8k.to_prompt(row["question"], style) for row in problems]
-        assert estimates.prompt_tokens(tokenizer, prompts) == sorted(
-            len(evaluate.tokenize(tokenizer, row["question"], style)) for row in problems
-        )
+        exact = [len(evaluate.tokenize(tokenizer, row["question"], style)) for row in problems]
+        assert estimates.prompt_tokens(tokenizer, prompts) == exact
+        many = sorted(exact * 40, reverse=True)  # of many, only the longest are tokenized
+        assert estimates.long_prompts(tokenizer, prompts * 40) == (many[0], many[32])
 
 
 def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_path, capsys):
@@ -240,10 +241,12 @@ def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_
     rl_grpo.main([*arguments(dtype="bfloat16", bf16="true", per_device_train_batch_size=4), *zero])
 
 
-def test_bf16_on_a_cpu_is_warned_of(arguments):
-    request = rl_grpo.make_parser().read(arguments(bf16="true"))
+@pytest.mark.parametrize("bf16", ["true", None])  # None is TRL's default, and means true
+def test_bf16_on_a_cpu_is_warned_of(arguments, bf16):
+    request = rl_grpo.make_parser().read(arguments(bf16=bf16))
     plan = preflight.check(request, {})
     assert [f.check for f in plan.findings if f.status == "warning"] == ["precision"]
+    assert "computed in bf16" in dict(plan.table)["model"]
 
 
 # The machine -----------------------------------------------------------------------------------------------------
@@ -349,3 +352,19 @@ def test_a_resumed_run_knows_how_long_it_will_take(arguments, capsys):
     said = capsys.readouterr().out
     assert "resumed from checkpoint-2" in said
     assert re.search(r"time +0\.0 hours for 8 steps, at this run's \d\.\d s a step so far", said)
+
+
+def test_a_checkpoint_that_is_named_may_be_called_anything(arguments, tmp_path, capsys):
+    rl_grpo.main(arguments(max_steps=2))
+    (tmp_path / "run" / "checkpoint-2").rename(tmp_path / "kept")
+    rl_grpo.main([*arguments(max_steps=10, resume_from_checkpoint=tmp_path / "kept"), "--preflight"])
+    said = capsys.readouterr().out
+    assert "resumed from kept" in said and "hours for 8 steps" in said
+
+
+def test_several_trackers_are_named_and_stay_as_they_are(arguments, tmp_path):
+    (tmp_path / "mine.yaml").write_text("report_to: [wandb, tensorboard]\n")
+    request = rl_grpo.make_parser().read(["--config", str(tmp_path / "mine.yaml"), *arguments(report_to=None)])
+    plan = preflight.check(request, {})
+    assert dict(plan.table)["tracker"] == "wandb, disabled and tensorboard"
+    assert request.report_to == ["wandb", "tensorboard"]
