@@ -81,7 +81,7 @@ def last_whole(directory: Path) -> tuple[Path | None, list[str]]:
 
 def clear_for(folder: Path) -> None:
     """Remove what an interrupted save left where a checkpoint is to be written."""
-    if folder.exists() and sealed_step(folder) is None:
+    if folder.exists():
         shutil.rmtree(folder)
 
 

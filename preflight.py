@@ -498,6 +498,13 @@ def check_run_directory(request, recipe: dict, plan: Plan) -> None:
                 f"resume_from_checkpoint {path} is no complete checkpoint: it has no {TRAINER_STATE_NAME} that can be "
                 "read"
             ) from error
+        step = TrainerState.load_from_json(str(Path(path, TRAINER_STATE_NAME))).global_step
+        found = checkpoints.all_checkpoints(directory) if Path(path).resolve().parent == directory.resolve() else []
+        if later := [one.name for one in found if int(one.name.rpartition("-")[2]) > step]:
+            raise RequestError(
+                f"resume_from_checkpoint {path}: {', '.join(later)} would be taken for this run's later ones: "
+                "move them out of the directory, or leave resume_from_checkpoint out to go on from the last"
+            )
         plan.checkpoint = path
         return
 

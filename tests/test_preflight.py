@@ -13,6 +13,7 @@ import torch
 from conftest import save_tiny_model, write_jsonl
 from transformers import AutoTokenizer
 
+import checkpoints
 import estimates
 import evaluate
 import gsm8k
@@ -368,3 +369,14 @@ def test_several_trackers_are_named_and_stay_as_they_are(arguments, tmp_path):
     plan = preflight.check(request, {})
     assert dict(plan.table)["tracker"] == "wandb, disabled and tensorboard"
     assert request.report_to == ["wandb", "tensorboard"]
+
+
+def test_an_older_checkpoint_is_not_mixed_with_later_ones(arguments, tmp_path, capsys):
+    run = tmp_path / "run"
+    rl_grpo.main(arguments(max_steps=4, save_steps=2))
+    line = refuse(capsys, arguments(max_steps=6, save_steps=2, resume_from_checkpoint=run / "checkpoint-2"))
+    assert "checkpoint-4 would be taken for this run's later ones: move them out" in line
+    (run / "checkpoint-4").rename(tmp_path / "checkpoint-4")
+    rl_grpo.main(arguments(max_steps=6, save_steps=2, resume_from_checkpoint=run / "checkpoint-2"))
+    assert "resumed from checkpoint-2" in capsys.readouterr().out
+    assert checkpoints.last_whole(run)[0].name == "checkpoint-6"
