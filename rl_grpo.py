@@ -127,7 +127,6 @@ def main(argv: list[str] | None = None) -> None:
     # The request: recipe, command line, and everything that can be checked before weights are loaded
     # ------------------------------------------------------------------------------------------------------
     report.quieten()
-    stop = StopTogether()
     parser = make_parser()
     is_main = os.environ.get("RANK", "0") == "0"
     try:
@@ -170,6 +169,8 @@ def main(argv: list[str] | None = None) -> None:
             print(*(f"rl_grpo.py: {line}" for line in error.args), sep="\n", file=sys.stderr)
         raise SystemExit(2) from error
 
+    # Not for a check alone: as Python ends it drops its handlers, and a signal would kill it.
+    stop = StopTogether()
     if is_main:
         report.open_directory(training_args.output_dir, recipe, plan.run_to_move)
     if "wandb" in training_args.report_to:

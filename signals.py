@@ -17,8 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class StopTogether(TrainerCallback):
     """Ends the training at the end of the step in which any rank has got a signal, with a checkpoint.
 
-    The handlers are installed when it is made, in the main thread, so that a signal that arrives while the
-    model loads counts too. The ranks agree by one all-reduce of a number at each step's end.
+    The handlers are installed when it is made, in the main thread: when the request is checked, so that a signal that
+    arrives while the model loads counts too, and none where nothing is trained. The ranks agree by one all-reduce of a
+    number at each step's end.
 
     Attributes:
         agreed: the signal that all ranks stopped for, or None.

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import hub
@@ -229,6 +230,20 @@ def test_the_launcher_closes_with_accuracy_before_and_after_and_figures(argument
     drawn = sorted(file.name for file in (tmp_path / "run" / "figures").iterdir())
     assert drawn == ["aha.png", "reward.png", "word_distribution.png"]
     assert "case.png is not drawn: no prompt came twice" in result.stderr
+
+
+def test_a_signal_does_not_kill_the_check_before_the_training(arguments):
+    """As the launchers run it: a signal that comes too early is ignored, and sent again later."""
+    request = arguments(max_steps=1, eval_strategy="no", validation_size=0)
+    check = subprocess.Popen(
+        [sys.executable, "rl_grpo.py", "--config", "configs/toy.yaml", *request, "--preflight"],
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+    )  # fmt: skip
+    while check.poll() is None:  # at every moment, its last ones included
+        check.send_signal(signal.SIGUSR1)
+        time.sleep(0.0005)
+    assert check.returncode == 0
 
 
 def test_a_signal_in_the_last_step_lets_the_run_finish(arguments, tmp_path, capsys, monkeypatch):
