@@ -59,20 +59,16 @@ def write(path: Path, content: str) -> None:
     os.replace(new, path)
 
 
-def all_checkpoints(directory: Path) -> list[Path]:
-    """A run's checkpoints, whole or not, by step."""
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if path.name.rpartition("-")[2].isdecimal()
-    ]
-    return [path for _, path in sorted(found)]
+def all_checkpoints(directory: Path) -> dict[int, Path]:
+    """A run's checkpoints, whole or not, by step, the first step first."""
+    named = {path.name.rpartition("-")[2]: path for path in directory.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
+    return dict(sorted((int(step), path) for step, path in named.items() if step.isdecimal()))
 
 
 def last_whole(directory: Path) -> tuple[Path | None, list[str]]:
     """A run's last whole checkpoint, and the names of later ones that are not whole."""
     passed_over = []
-    for path in reversed(all_checkpoints(directory)):
+    for path in reversed(all_checkpoints(directory).values()):
         if sealed_step(path) is not None:
             return path, passed_over
         passed_over.append(path.name)
@@ -95,7 +91,7 @@ def finish(folder: Path, step: int, limit: int | None, best: str | None) -> None
         best: one to keep in any case.
     """
     seal(folder, step)
-    for path in all_checkpoints(folder.parent):
+    for path in all_checkpoints(folder.parent).values():
         if sealed_step(path) is None:
             shutil.rmtree(path)
     rotate_checkpoints(str(folder.parent), save_total_limit=limit, best_model_checkpoint=best)

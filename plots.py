@@ -231,9 +231,9 @@ def does_it_help(run: Run) -> pandas.DataFrame:
         return pandas.DataFrame()
     table = table.dropna(subset="accuracy")
     steps = sorted(table["step"].unique())
+    count = min(BINS, len(steps))
     rows = []
-    for number in range(min(BINS, len(steps))):
-        count = min(BINS, len(steps))
+    for number in range(count):
         chosen = steps[number * len(steps) // count : (number + 1) * len(steps) // count]
         row = {"step": (chosen[0] + chosen[-1]) / 2}
         groups = table[table["step"].isin(chosen)].groupby(["step", "prompt", "reflects"])["accuracy"]
@@ -387,18 +387,9 @@ def draw_case(runs: list[Run]) -> Figure | None:
         for content in wrap(pieces, int(width / letter)):
             for kind, colour in (("phrase", "black"), ("tag", TAG), ("note", "#666666"), (None, "black")):
                 shown = "".join(character if of == kind else " " for character, of in content).rstrip()
-                weight = "bold" if kind in ("phrase", "tag") else "normal"
+                style = {"color": colour, "weight": "bold" if kind in ("phrase", "tag") else "normal", **font}
                 if shown:
-                    axis.text(
-                        x,
-                        y,
-                        in_font(shown, font["family"]),
-                        **font,
-                        va="top",
-                        parse_math=False,
-                        color=colour,
-                        weight=weight,
-                    )
+                    axis.text(x, y, in_font(shown, font["family"]), va="top", parse_math=False, **style)
             for column, (_, kind) in enumerate(content):
                 if kind == "phrase":
                     place = (x + column * letter, y - 0.02)

@@ -492,15 +492,14 @@ def check_run_directory(request, recipe: dict, plan: Plan) -> None:
     wish = None if path is None else path.lower()
     if wish not in (None, "true", "false"):
         try:
-            TrainerState.load_from_json(str(Path(path) / TRAINER_STATE_NAME))
+            step = TrainerState.load_from_json(str(Path(path, TRAINER_STATE_NAME))).global_step
         except (OSError, ValueError, TypeError) as error:
             raise RequestError(
                 f"resume_from_checkpoint {path} is no complete checkpoint: it has no {TRAINER_STATE_NAME} that can be "
                 "read"
             ) from error
-        step = TrainerState.load_from_json(str(Path(path, TRAINER_STATE_NAME))).global_step
-        found = checkpoints.all_checkpoints(directory) if Path(path).resolve().parent == directory.resolve() else []
-        if later := [one.name for one in found if int(one.name.rpartition("-")[2]) > step]:
+        found = checkpoints.all_checkpoints(directory) if Path(path).resolve().parent == directory.resolve() else {}
+        if later := [one.name for its_step, one in found.items() if its_step > step]:
             raise RequestError(
                 f"resume_from_checkpoint {path}: {', '.join(later)} would be taken for this run's later ones: "
                 "move them out of the directory, or leave resume_from_checkpoint out to go on from the last"
@@ -550,11 +549,15 @@ def check_run_directory(request, recipe: dict, plan: Plan) -> None:
             plan.finished_steps = done
 
 
+def nearest_folder(directory: Path) -> Path:
+    """The directory itself, or what is there of the folders above it."""
+    return next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
+
+
 def check_writable(directory: Path) -> None:
     """That a run can be written there; tried on the nearest folder that is there already."""
-    folder = next(path for path in (directory, *directory.absolute().parents) if path.is_dir())
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=nearest_folder(directory)):
             pass
     except OSError as error:
         raise RequestError(
@@ -712,8 +715,8 @@ def check_prompts(request, plan: Plan, config) -> tuple[int, int]:
 
 def check_room(request, plan: Plan, size: estimates.Size, lengths: tuple[int, int]) -> None:
     """That checkpoints fit the disk, and, by estimate, the training its GPU."""
-    directory = Path(request.output_dir).expanduser().absolute()
-    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
+    directory = Path(request.output_dir).expanduser()
+    free = shutil.disk_usage(nearest_folder(directory)).free
     checkpoint, final = estimates.checkpoint_bytes(size)
     if request.save_strategy != "no":
         if free < checkpoint + final:
@@ -811,8 +814,8 @@ def describe(
     if size:
         checkpoint, final = estimates.checkpoint_bytes(size)
         kept = f"{request.save_total_limit} kept" if request.save_total_limit else "all kept"
-        directory = Path(request.output_dir or ".").expanduser().absolute()
-        free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.is_dir())).free
+        directory = Path(request.output_dir or ".").expanduser()
+        free = shutil.disk_usage(nearest_folder(directory)).free
         saves = f"checkpoints of {_bytes(checkpoint)}, {kept}, " if request.save_strategy != "no" else ""
         table.append(("disk", f"{saves}final model {_bytes(final)}; {_bytes(free)} are free"))
     table.append(("tracker", report.name_trackers(request.report_to, request.output_dir)))

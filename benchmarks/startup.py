@@ -4,6 +4,7 @@ python toy.py; python benchmarks/startup.py
 """
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, (command, pattern) in measures.items():
                 times[name].append(until(command, pattern))
-                subprocess.run(["rm", "-rf", str(run)], check=True)
+                shutil.rmtree(run, ignore_errors=True)
     for name, values in times.items():
         print(f"  {name:24} {statistics.median(values):6.1f} s  [{min(values):.1f}–{max(values):.1f}]")
 
