@@ -35,6 +35,7 @@ import gsm8k
 import intervals
 import preflight
 import report
+import shared_prompts
 from recipe import RequestError
 from rewards import highlight
 
@@ -156,11 +157,12 @@ def load_generator(name: str, tokenizer, end_token_ids: list[int], options: argp
         eos_token_id=end_token_ids, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     model.generation_config = config
+    method = shared_prompts.sample if shared_prompts.can_share(model) else None
 
     def generate(prompts: list[list[int]]) -> list[list[int]]:
         padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
         with torch.inference_mode():
-            output = model.generate(**padded, generation_config=config)
+            output = model.generate(**padded, generation_config=config, custom_generate=method)
         completions = output[:, padded["input_ids"].shape[1] :].tolist()
         ends = set(end_token_ids)
         return [ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))] for ids in completions]

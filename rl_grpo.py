@@ -28,6 +28,7 @@ import checkpoints
 import padding
 import preflight
 import report
+import shared_prompts
 from gsm8k import PromptStyle
 from recipe import RecipeParser, RequestError
 from rewards import REWARDS
@@ -69,7 +70,10 @@ class R1ZeroArguments:
 
 
 class Trainer(GRPOTrainer):
-    """TRL's trainer, but for padding, what a validation leaves, when a checkpoint counts, and how several nodes end."""
+    """TRL's trainer, but that a group's prompt is read once and padding is left out; and in what a validation leaves,
+    when a checkpoint counts, and how several nodes end."""
+
+    shares_prompts = False
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         # TRL keeps the last completions of training and validation in one place: here are to be this validation's only.
@@ -93,6 +97,14 @@ class Trainer(GRPOTrainer):
         if self.top_entropy_quantile == 1.0:  # else the processes exchange tables, which are to be of one shape
             inputs = padding.trim(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        # With activation checkpointing, a model keeps no cache while it trains; an auxiliary loss is of all tokens.
+        if self.shares_prompts and not self.model.is_gradient_checkpointing and not kwargs.get("compute_aux_loss"):
+            model = shared_prompts.Scoring(model, input_ids.size(1) - logits_to_keep)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+        )
 
     def _save_checkpoint(self, model, trial) -> None:
         # A checkpoint counts, and may replace others, only when every process has written its part.
@@ -219,6 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     # Where a generation batch is one optimizer step, its micro-batches may be of any completions.
     if training_args.steps_per_generation == training_args.gradient_accumulation_steps:
         trl.trainer.grpo_trainer.shuffle_sequence_dict = padding.longest_first
+
+    shared_prompts.share(trainer)
 
     # ------------------------------------------------------------------------------------------------------
     # Train, save

@@ -1,4 +1,4 @@
-"""Padding is left out of the forward and backward pass, and the optimisation is the same."""
+"""What would be computed twice, or for nothing, is left out of a step, and the optimisation is the same."""
 
 import pytest
 import torch
@@ -67,6 +67,7 @@ def test_the_optimisation_is_that_of_trl(arguments, model, tmp_path, monkeypatch
     ours, shapes[:] = list(shapes), []
     monkeypatch.setattr(padding, "trim", lambda batch: batch)
     monkeypatch.setattr(padding, "longest_first", lambda batch: batch)
+    monkeypatch.delattr(rl_grpo.Trainer, "_get_per_token_logps_and_entropies")  # reads prompts once
     rl_grpo.main(arguments(output_dir=tmp_path / "trl", **common))
     monkeypatch.setattr(trl.trainer.grpo_trainer, "shuffle_sequence_dict", plain)
     assert sum(ours) < sum(shapes) and len(ours) == len(shapes) == 24
