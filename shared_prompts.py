@@ -139,7 +139,7 @@ def draw(scores: torch.Tensor) -> torch.Tensor:
     """Draw a token a row from the softmax of its scores, by the inverse of the cumulative distribution.
 
     `torch.multinomial` draws the same with a random number for each word of the vocabulary, which on a CPU takes as
-    long as all matrix products of a small model. In double precision, so that no word's probability is lost in the sum.
+    long as all matrix products of a small model. The sum is in double precision, so that no word's share of it is lost.
 
     Args:
         scores: of shape (rows, vocabulary).
@@ -147,7 +147,7 @@ def draw(scores: torch.Tensor) -> torch.Tensor:
     Returns:
         Of shape (rows, 1).
     """
-    cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.double)
     thresholds = torch.rand(len(scores), 1, dtype=torch.double, device=scores.device) * cumulative[:, -1:]
     # Rounding may bring a threshold up to the sum itself, one time in 2^53.
     return torch.searchsorted(cumulative, thresholds, right=True).clamp(max=scores.size(1) - 1)

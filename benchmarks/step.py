@@ -4,7 +4,8 @@
     python benchmarks/step.py --config configs/qwen2.5-1.5b-gsm8k.yaml --shape 1.5b --dataset_name FOLDER    # GPUs
 
 Both sides report TRL's own `step_time`; the first steps, which warm up, are left out. The table gives medians over all
-steps of all rounds, the median of the rounds' ratios, and how our step divides. `--shape` makes a Qwen2.5 of that
+steps of all rounds, the median of the rounds' ratios, how our step divides, and the limit that `limits.py` puts on it:
+memory traffic and arithmetic at the rates of this machine. `--shape` makes a Qwen2.5 of that
 size with random weights, whose completions never end by themselves: the longest a step can be.
 """
 
@@ -21,10 +22,15 @@ from pathlib import Path
 
 import torch
 import yaml
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).parent.parent
-sys.path[0] = str(ROOT)
+sys.path[0] = str(ROOT)  # before this folder, which has a rewards.py too
+sys.path.append(str(Path(__file__).parent))
 
+import limits  # noqa: E402
+
+import estimates  # noqa: E402
 import gsm8k  # noqa: E402
 import rl_grpo  # noqa: E402
 import toy  # noqa: E402
@@ -38,15 +44,20 @@ SHAPES = {  # of Qwen2.5, from its configurations
 }
 
 
-def make_shape(name: str, texts: list[str], folder: Path) -> Path:
-    """A model of one of `SHAPES` with random weights and Qwen2.5's vocabulary size."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = toy.make_tokenizer(texts)
-    config = Qwen2Config(
-        vocab_size=151936, num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, **SHAPES[name],
+def make_config(shape: dict) -> Qwen2Config:
+    """Qwen2.5's configuration, of a shape."""
+    return Qwen2Config(
+        **{
+            "vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True,
+            "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **shape,
+        }
     )  # fmt: skip
+
+
+def make_shape(shape: dict, texts: list[str], folder: Path) -> Path:
+    """A model of a shape with random weights, and a tokenizer."""
+    tokenizer = toy.make_tokenizer(texts)
+    config = make_config(shape)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -120,21 +131,24 @@ def main() -> None:
     prompts, _ = gsm8k.to_training_set(rows, request.prompt_style)
 
     times: dict[str, list[list[float]]] = {"ours": [], "trl grpo": []}
-    timings = []
+    timings, lengths = [], []
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if arguments.shape:
             folder = make_shape(
-                arguments.shape, [row["question"] for row in rows.select(range(500))], scratch / "shape"
+                SHAPES[arguments.shape], [row["question"] for row in rows.select(range(500))], scratch / "shape"
             )
             request.model_name_or_path = str(folder)
         (scratch / "data").mkdir()
         prompts.to_json(scratch / "data" / "train.jsonl")
+        config = AutoConfig.from_pretrained(request.model_name_or_path)
         for number in range(arguments.rounds):
             run = scratch / f"ours-{number}"
             run_once(our_command(arguments, request, arguments.steps, run, processes), scratch / "log", threads)
             history = json.loads((run / "trainer_state.json").read_text())["log_history"]
-            times["ours"].append([entry["step_time"] for entry in history if "step_time" in entry][WARM_UP:])
+            history = [entry for entry in history if "step_time" in entry][WARM_UP:]
+            times["ours"].append([entry["step_time"] for entry in history])
+            lengths += [(entry["completions/mean_length"], entry["completions/max_length"]) for entry in history]
             timings.append(json.loads((run / "timing.json").read_text()))
             shutil.rmtree(run)
             if not arguments.only_ours:
@@ -169,6 +183,17 @@ def main() -> None:
     print(f"    {'other':18} {whole - sum(medians.values()):6.3f} s")
     tokens = statistics.median(timing["tokens"] for timing in timings)
     peak = max(timing["peak_bytes"] for timing in timings)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[estimates.compute_dtype(request)]
+    completions = request.prompts_per_step * request.num_generations
+    here = completions // processes if gpus else completions  # a card has its own rates, cores share theirs
+    mean, longest = (statistics.median(values) for values in zip(*lengths, strict=True))
+    limit = limits.of_step(
+        config, estimates.size_of(config, request).total, dtype.itemsize, here,
+        request.num_generations, tokens / completions - mean, mean, longest, limits.matrix_rate(dtype),
+        limits.bandwidth(),
+    )  # fmt: skip
+    each = ", ".join(f"{name} {value:.3f} s" for name, value in limit.items())
+    print(f"  limit {sum(limit.values()):.3f} s ({each}): a step takes {whole / sum(limit.values()):.1f} times that")
     print(f"  {tokens / whole:,.0f} tokens a second, prompts included; peak {peak / 2**30:.2f} GiB a process")
 
 
