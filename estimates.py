@@ -79,8 +79,9 @@ def memory(size: Size, request, sharding: str, processes: int, prompt: int, accu
         accumulation: micro-batches a step, all of whose completions are generated at once.
 
     Returns:
-        `weights`, `gradients`, `optimizer`, `activations`, `logits`, `cache`, and `peak`: the first three with the
-        larger of generation (cache) and backward pass (activations and logits).
+        `weights`, `gradients`, `optimizer`, `activations`, `logits`, unless vLLM generates `cache`, and under ZeRO-3
+        `gathered`, the whole weights to generate with; and `peak`: the first three with the larger of generation
+        (cache, gathered, its logits) and backward pass (activations, its logits).
     """
     config = size.config.get_text_config()
     deepspeed, half = sharding.startswith("zero"), compute_dtype(request) != "fp32"
@@ -118,15 +119,23 @@ def memory(size: Size, request, sharding: str, processes: int, prompt: int, accu
         parts["activations"] = tokens * (layers * hidden * 4 + of_layer)
     else:
         parts["activations"] = tokens * layers * of_layer
-    # The logits of the completion, their fp32 log-softmax and their gradient.
-    scored = request.per_device_train_batch_size * (completion + 1)
-    parts["logits"] = scored * config.vocab_size * (2 * number + 4)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    together = request.per_device_train_batch_size * (request.steps_per_generation or accumulation)
-    parts["cache"] = together * (prompt + completion) * 2 * layers * heads * head * number
+    # TRL's fused head makes a tile of the logits at a time (trl/kernels/chunked_logprob.py), and in the backward pass
+    # an fp32 gradient of its own weights.
+    scored = min(request.per_device_train_batch_size * (completion + 1), 4096)
+    training = scored * min(config.vocab_size, 32768) * number + config.vocab_size * hidden * 4
+    generation = {}
+    if not request.use_vllm:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+        together = request.per_device_train_batch_size * (request.steps_per_generation or accumulation)
+        parts["cache"] = generation["cache"] = together * (prompt + completion) * 2 * layers * heads * head * number
+        # A word's logit and score in fp32, its probability, and the running sum in double: shared_prompts.draw.
+        generation["logits"] = together * config.vocab_size * (4 + 4 + 4 + 8)
+        if sharding == "zero3" and request.ds3_gather_for_generation:
+            parts["gathered"] = generation["gathered"] = size.total * weight
+    parts["logits"] = max(training, generation.get("logits", 0))
     fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
-    return {**parts, "peak": fixed + max(parts["cache"], parts["activations"] + parts["logits"])}
+    return {**parts, "peak": fixed + max(sum(generation.values()), parts["activations"] + training)}
 
 
 def checkpoint_bytes(size: Size) -> tuple[int, int]:

@@ -6,6 +6,7 @@ what each check found: a line that says what is wrong and how to mend it. It tak
 
 import argparse
 import asyncio
+import glob
 import importlib.metadata
 import inspect
 import json
@@ -61,6 +62,7 @@ MAY_CHANGE_PREFIXES = ("logging_", "log_", "save_", "eval_", "hub_", "dataloader
 
 TOY_BASE = "outputs/toy-base"  # what toy.py makes, and configs/toy.yaml names
 TOY_DATA = f"{TOY_BASE}/data"
+COMPILING_MINUTES = 15  # more than DeepSpeed's operations take
 VLLM = "0.30.0"  # the one that asks for the torch and transformers pinned in requirements.txt
 
 # What a model's folder on the hub holds beside weights in other formats.
@@ -301,6 +303,8 @@ def check_topology(path: str | None, plan: Plan) -> None:
             "FSDP needs GPUs: without one accelerate runs plain DDP in its place and does not say so; "
             "take cpu.yaml, or zero3.yaml, which splits the model on CPUs too"
         )
+    if sharding.startswith("zero"):
+        check_compiling()
     gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     on_cpu = os.environ.get("ACCELERATE_USE_CPU") == "true"
     if path is not None:
@@ -309,6 +313,23 @@ def check_topology(path: str | None, plan: Plan) -> None:
         raise RequestError(f"{here} processes on a machine with {gpus} GPUs: NUM_PROCESSES={gpus} for rl_grpo.sh")
     if gpus and on_cpu:
         plan.warn("topology", f"it is of CPUs, and leaves {gpus} GPUs idle")
+
+
+def check_compiling() -> None:
+    """That no start of DeepSpeed was killed while it compiled: torch would wait for that one's lock for ever."""
+    from torch.utils.cpp_extension import get_default_build_root  # takes a quarter of a second
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(get_default_build_root(), "*")
+    for lock in glob.glob(os.path.join(root, "*", "lock")):
+        try:
+            minutes = (time.time() - os.stat(lock).st_mtime) / 60
+        except FileNotFoundError:  # compiled just now
+            continue
+        if minutes > COMPILING_MINUTES:
+            raise RequestError(
+                f"{lock} is {minutes:.0f} minutes old: a DeepSpeed start was killed while it compiled, and every later "
+                "one would wait for it: delete that file"
+            )
 
 
 def read_sharding(path: str | None) -> str:
@@ -803,8 +824,6 @@ def describe(
         table.append(("prompts", f"{longest} + {request.max_completion_length} to write{of}"))
     if size and lengths and plan.gradient_accumulation_steps:
         parts = _memory(request, plan, size, lengths)
-        if request.use_vllm:
-            parts.pop("cache")  # in memory that vLLM sets aside
         peak = parts.pop("peak")
         each = " + ".join(f"{name} {_bytes(value)}" for name, value in parts.items())
         there = ""

@@ -219,6 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     if not training_args.use_vllm:
         trainer.generation_config.eos_token_id = trainer.eos_token_ids
         trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+        # TRL turns compilation off altogether; a static cache is there to be compiled for.
+        trainer.generation_config.disable_compile = training_args.cache_implementation != "static"
 
     run_report = report.RunReport(trainer.reward_func_names)
     for callback in (ProgressCallback, PrinterCallback):

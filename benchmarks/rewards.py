@@ -1,4 +1,4 @@
-"""Time the four rewards on a step's completions, beside TRL's `accuracy_reward`, and on hostile text.
+"""Time the four rewards on a step's completions, beside TRL's two, as texts grow, and on hostile text.
 
     python benchmarks/rewards.py
 
@@ -20,6 +20,7 @@ import gsm8k  # noqa: E402
 import rewards  # noqa: E402
 
 PROMPTS, GENERATIONS, CHARACTERS, ROUNDS = 32, 18, 2000, 9
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
 FOUR = ("accuracy", "format", "reflection", "length")
 
 SENTENCES = (
@@ -32,6 +33,17 @@ SENTENCES = (
 )
 
 
+def write(rng: random.Random, characters: int, answer: str) -> str:
+    """A completion of so many characters."""
+    tail = f"</think>\n<answer>{answer}</answer>"
+    parts, length = ["<think>"], 7
+    while length < characters - len(tail):
+        a, b, d = rng.randint(2, 99), rng.randint(2, 99), rng.randint(2, 99)
+        parts.append(rng.choice(SENTENCES).format(a=a, b=b, c=a + b, d=d) + "\n")
+        length += len(parts[-1])
+    return "".join(parts)[: characters - len(tail)] + tail
+
+
 def step_completions() -> tuple[list[str], list[str]]:
     """`(completions, solutions)` of one step, prompt by prompt; each right, wrong or without answer."""
     rng = random.Random(0)
@@ -40,12 +52,7 @@ def step_completions() -> tuple[list[str], list[str]]:
         gold = rng.randint(1, 5000)
         for _ in range(GENERATIONS):
             answer = rng.choice((f"{gold}", f"${gold:,}", f"{gold} dollars", f"{gold + rng.randint(1, 9)}", "no idea"))
-            tail = f"</think>\n<answer>{answer}</answer>"
-            body = "<think>"
-            while len(body) < CHARACTERS - len(tail):
-                a, b, d = rng.randint(2, 99), rng.randint(2, 99), rng.randint(2, 99)
-                body += rng.choice(SENTENCES).format(a=a, b=b, c=a + b, d=d) + "\n"
-            completions.append(body[: CHARACTERS - len(tail)] + tail)
+            completions.append(write(rng, CHARACTERS, answer))
             solutions.append(f"She has {gold} in all.\n#### {gold:,}")
     return completions, solutions
 
@@ -84,28 +91,46 @@ def milliseconds(call) -> float:
 
 
 def main() -> None:
-    from trl.rewards import accuracy_reward
+    from trl.rewards import accuracy_reward, think_format_reward
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     completions, solutions = step_completions()
     messages = [[{"role": "assistant", "content": completion}] for completion in completions]
 
-    times = {name: [] for name in (*FOUR, "TRL accuracy_reward")}
+    times = {name: [] for name in (*FOUR, "TRL accuracy_reward", "TRL think_format_reward")}
     for _ in range(ROUNDS):
         gsm8k.read_number.cache_clear()
         for name in FOUR:
             reward = rewards.REWARDS[name]
             times[name].append(milliseconds(lambda reward=reward: reward(messages, solution=solutions)))
         times["TRL accuracy_reward"].append(milliseconds(lambda: accuracy_reward(messages, solution=solutions)))
+        times["TRL think_format_reward"].append(milliseconds(lambda: think_format_reward(messages)))
     together = [sum(round_) for round_ in zip(*(times[name] for name in FOUR), strict=True)]
 
     print(f"{len(messages)} completions of {CHARACTERS:,} characters, one core, median of {ROUNDS} rounds [min–max]\n")
     for name, values in (*times.items(), ("all four", together)):
-        print(f"  {name:22} {statistics.median(values):9.2f} ms   [{min(values):.2f}–{max(values):.2f}]")
-    for label, values in (("accuracy", times["accuracy"]), ("all four", together)):
-        ratios = [theirs / ours for theirs, ours in zip(times["TRL accuracy_reward"], values, strict=True)]
-        print(f"  TRL accuracy_reward ÷ {label}: {statistics.median(ratios):.0f}")
+        print(f"  {name:24} {statistics.median(values):9.2f} ms   [{min(values):.2f}–{max(values):.2f}]")
+    for theirs, label, ours in (
+        ("TRL accuracy_reward", "accuracy", times["accuracy"]),
+        ("TRL accuracy_reward", "all four", together),
+        ("TRL think_format_reward", "format", times["format"]),
+    ):
+        ratios = [their / our for their, our in zip(times[theirs], ours, strict=True)]
+        print(f"  {theirs} ÷ {label}: {statistics.median(ratios):.3g}")
+
+    print("\none completion, ms, median of 9, as it grows")
+    print(f"  {'characters':>12}" + "".join(f"{name:>12}" for name in FOUR))
+    for size in SIZES:
+        completion = write(random.Random(0), size, "42")
+        medians = [
+            statistics.median(
+                milliseconds(lambda r=rewards.REWARDS[name], c=completion: r([c], solution=["#### 42"]))
+                for _ in range(ROUNDS)
+            )
+            for name in FOUR
+        ]
+        print(f"  {size:>12,}" + "".join(f"{median:12.3f}" for median in medians))
 
     print("\nhostile completions of 200,000 characters, the slowest reward, median of 5")
     for label, completion in hostile_completions().items():

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)  # before this folder, which has a rewards.py too
@@ -61,6 +61,20 @@ def make_shape(shape: dict, texts: list[str], folder: Path) -> Path:
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def declare_ends(model: str, style: str, folder: Path) -> Path:
+    """A copy of a local model whose generation config declares all its end tokens: TRL knows no others.
+
+    Ours finds them; without, `trl grpo` would let a base model that ends with its template's `<|im_end|>` write on to
+    the last token, and be slower for that alone.
+    """
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("data"))
+    config = GenerationConfig.from_pretrained(folder)
+    declared = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
+    config.eos_token_id = gsm8k.end_completions(AutoTokenizer.from_pretrained(folder), style, declared)
+    config.save_pretrained(folder)
     return folder
 
 
@@ -131,7 +145,7 @@ def main() -> None:
     prompts, _ = gsm8k.to_training_set(rows, request.prompt_style)
 
     times: dict[str, list[list[float]]] = {"ours": [], "trl grpo": []}
-    timings, lengths = [], []
+    timings, lengths, their_lengths = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if arguments.shape:
@@ -139,6 +153,9 @@ def main() -> None:
                 SHAPES[arguments.shape], [row["question"] for row in rows.select(range(500))], scratch / "shape"
             )
             request.model_name_or_path = str(folder)
+        if os.path.isdir(request.model_name_or_path):
+            ends = declare_ends(request.model_name_or_path, request.prompt_style, scratch / "model")
+            request.model_name_or_path = str(ends)
         (scratch / "data").mkdir()
         prompts.to_json(scratch / "data" / "train.jsonl")
         config = AutoConfig.from_pretrained(request.model_name_or_path)
@@ -157,6 +174,8 @@ def main() -> None:
                 said = run_once(command, scratch / "log", None)
                 found = [float(value) for value in re.findall(r"'step_time': '?([0-9.e-]+)", said)]
                 times["trl grpo"].append(found[WARM_UP:])
+                found = re.findall(r"'completions/mean_length': '?([0-9.e-]+)", said)
+                their_lengths += [float(value) for value in found][WARM_UP:]
                 shutil.rmtree(run, ignore_errors=True)
             print(
                 *(f"{who} {statistics.median(rounds[-1]):.2f} s" for who, rounds in times.items() if rounds), flush=True
@@ -170,6 +189,8 @@ def main() -> None:
             print(f"  {who:10} {statistics.median(every):7.2f} s a step  [{every[0]:.2f}–{every[-1]:.2f}]")
     if times["trl grpo"]:
         ratios = [statistics.median(b) / statistics.median(a) for a, b in zip(*times.values(), strict=True)]
+        means = [statistics.fmean(length for length, _ in lengths), statistics.fmean(their_lengths)]
+        print(f"  completions of {means[0]:.1f} tokens on average, of trl grpo {means[1]:.1f}")
         print(f"  trl grpo ÷ ours: {statistics.median(ratios):.2f}  [{min(ratios):.2f}–{max(ratios):.2f}]")
     steps = [step for timing in timings for step in timing["steps"][WARM_UP:]]
     whole = statistics.median(step["step"] for step in steps)

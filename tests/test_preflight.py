@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import re
 import resource
 import shutil
 import socket
+import time
 from argparse import Namespace
 
 import pytest
@@ -272,6 +274,19 @@ def test_a_port_that_is_taken_is_refused_before_the_launch(arguments, monkeypatc
     for wrong in ("many", "70000"):
         monkeypatch.setenv("MAIN_PROCESS_PORT", wrong)
         assert "is no port" in refuse(capsys, [*arguments(), "--preflight"])
+
+
+def test_a_killed_compilation_is_found_before_deepspeed_waits_for_it(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    alone = {"preflight": "true", "num_processes": 2, "accelerate_config": "configs/accelerate/zero2.yaml"}
+    rl_grpo.main(arguments(**alone))  # may be compiling now
+    os.utime(lock, (0, time.time() - 3600))
+    said = refuse(capsys, arguments(**alone))
+    assert f"{lock} is 60 minutes old" in said and "delete that file" in said
+    rl_grpo.main(arguments(**{**alone, "accelerate_config": "configs/accelerate/cpu.yaml"}))
 
 
 def test_more_processes_than_gpus_and_idle_gpus_are_seen(arguments, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 import scipy.stats
 import torch
 from conftest import logs
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, StaticCache
 from trl.trainer.utils import add_fused_lm_head
 
 import rl_grpo
@@ -148,6 +148,17 @@ def test_a_model_with_sliding_windows_reads_every_prompt(settings, shares, rando
 def test_what_else_a_training_may_be_still_runs(settings, arguments, tmp_path):
     rl_grpo.main(arguments(max_steps=2, **settings))
     assert logs(tmp_path / "run")[-1]["step"] == 2
+
+
+def test_a_static_cache_is_left_to_transformers_which_may_compile_for_it(arguments, monkeypatch):
+    """Compiled on GPUs; here the same path runs uncompiled."""
+    seen = []
+    monkeypatch.setattr(
+        Qwen2ForCausalLM, "_valid_auto_compile_criteria",
+        lambda self, inputs, config: seen.append((config.disable_compile, type(inputs["past_key_values"]))),
+    )  # fmt: skip
+    rl_grpo.main(arguments(max_steps=1, cache_implementation="static"))
+    assert seen == [(False, StaticCache)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_peft": "true", "lora_target_modules": "all-linear"}])
