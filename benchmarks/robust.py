@@ -93,7 +93,8 @@ def main() -> None:
             )  # fmt: skip
             results[name].append(measure(run))
 
-    print("\n| settings | seed | " + " | ".join(MEASURES) + " |\n|---" * 2 + "|---" * len(MEASURES) + "|")
+    print("\n| settings | seed | " + " | ".join(MEASURES) + " |")
+    print("|---" * (2 + len(MEASURES)) + "|")
     for name, found in results.items():
         for seed, row in zip(options.seeds, found, strict=True):
             print(f"| {name} | {seed} | " + " | ".join(f"{row[measure]:.3f}" for measure in MEASURES) + " |")
