@@ -93,7 +93,10 @@ def trl_command(request, data: Path, steps: int, run: Path, processes: int) -> l
     }  # fmt: skip
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(recipe))
-    return ["trl", "grpo", "--config", str(file), *(["--num_processes", str(processes)] if processes > 1 else [])]
+    several = ["--num_processes", str(processes)] if processes > 1 else []
+    if several and not torch.cuda.is_available():
+        several += ["--accelerate_config", "configs/accelerate/cpu.yaml"]
+    return ["trl", "grpo", "--config", str(file), *several]
 
 
 def our_command(arguments, request, steps: int, run: Path, processes: int) -> list[str]:
@@ -128,13 +131,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=13, help="a run; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--processes", type=int, help="of ours; default: one a GPU, or two")
+    parser.add_argument("--trl_processes", type=int, help="of `trl grpo`; default: one a GPU, or one, as it starts")
     parser.add_argument("--accelerate_config", help="default: cpu, single_gpu or zero2, as rl_grpo.sh takes")
     parser.add_argument("--only_ours", action="store_true", help="leave `trl grpo` out")
     parser.add_argument("--ours", nargs=argparse.REMAINDER, default=[], help="further arguments of rl_grpo.py; last")
     arguments = parser.parse_args()
 
     gpus = torch.cuda.device_count()
-    processes = arguments.processes or gpus or 2
+    processes, trl_processes = arguments.processes or gpus or 2, arguments.trl_processes or gpus or 1
     if not arguments.accelerate_config:
         name = "cpu" if not gpus else "zero2" if processes > 1 else "single_gpu"
         arguments.accelerate_config = f"configs/accelerate/{name}.yaml"
@@ -170,7 +174,7 @@ def main() -> None:
             shutil.rmtree(run)
             if not arguments.only_ours:
                 run = scratch / f"trl-{number}"
-                command = trl_command(request, scratch / "data", arguments.steps, run, gpus or 1)
+                command = trl_command(request, scratch / "data", arguments.steps, run, trl_processes)
                 said = run_once(command, scratch / "log", None)
                 found = [float(value) for value in re.findall(r"'step_time': '?([0-9.e-]+)", said)]
                 times["trl grpo"].append(found[WARM_UP:])
@@ -182,7 +186,8 @@ def main() -> None:
             )
 
     device = torch.cuda.get_device_name() if gpus else f"CPU, {os.cpu_count()} cores"
-    print(f"\n{arguments.config}{' as ' + arguments.shape if arguments.shape else ''}, {device}, {processes} processes")
+    shape = f" as {arguments.shape}" if arguments.shape else ""
+    print(f"\n{arguments.config}{shape}, {device}; processes: ours {processes}, trl grpo {trl_processes}")
     for who, rounds in times.items():
         if rounds:
             every = sorted(value for one in rounds for value in one)
