@@ -5,6 +5,7 @@ python toy.py; python benchmarks/startup.py
 
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import step  # noqa: E402  (also puts the repository on the path)
 import gsm8k  # noqa: E402
 import rl_grpo  # noqa: E402
 
-ROUNDS = 5
+ROUNDS = 3
 CONFIG = "configs/toy.yaml"
 
 
@@ -29,14 +30,15 @@ def until(command: list[str], pattern: str | None) -> float:
     variables = {**os.environ, "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     started = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     said = []
     for line in process.stdout:
         said.append(line)
         if pattern and pattern in line:
             seconds = time.perf_counter() - started
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # a launcher alone would leave its training behind
             process.communicate()
             return seconds
     if process.wait() or pattern:
