@@ -1,8 +1,10 @@
 """What the benchmarks compute from what they measure; what they measure is in benchmarks/README.md, and in no test."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT
 from transformers import AutoTokenizer, GenerationConfig
 
 import rl_grpo
@@ -47,3 +49,10 @@ def test_the_robust_settings_are_those_of_the_recipe():
     assert request.reward_funcs == ["accuracy", "format", "reflection_if_correct", "length_if_correct"]
     assert request.mask_truncated_completions and request.multi_objective_aggregation == "normalize_then_sum"
     assert request.reward_weights[0] == 1.0 and len(request.reward_weights) == 4
+
+
+def test_every_command_of_the_log_is_there():
+    log = (ROOT / "benchmarks" / "README.md").read_text()
+    scripts = re.findall(r"benchmarks/(\w+\.py)", log)
+    assert {"rewards.py", "startup.py", "step.py", "scale.py", "robust.py"} <= set(scripts)
+    assert all((ROOT / "benchmarks" / script).is_file() for script in scripts)
