@@ -5,8 +5,8 @@
 
 Both sides report TRL's own `step_time`; the first steps, which warm up, are left out. The table gives medians over all
 steps of all rounds, the median of the rounds' ratios, how our step divides, and the limit that `limits.py` puts on it:
-memory traffic and arithmetic at the rates of this machine. `--shape` makes a Qwen2.5 of that
-size with random weights, whose completions never end by themselves: the longest a step can be.
+memory traffic and arithmetic at the rates of this machine. `--shape` makes a Qwen2.5 of that size with random weights,
+and draws no end token, on either side: the longest a step can be.
 """
 
 import argparse
@@ -40,7 +40,13 @@ SHAPES = {  # of Qwen2.5, from its configurations
     "0.5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864},
     "1.5b": {"hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "intermediate_size": 8960},
     "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "intermediate_size": 11008},
-    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
+    "tiny": {  # to try the script itself
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 4096,
+    },
 }
 
 
@@ -145,6 +151,9 @@ def main() -> None:
     threads = None if gpus else max(1, (os.cpu_count() or 1) // processes)
     request = rl_grpo.make_parser().read(["--config", arguments.config])
     request.dataset_name = arguments.dataset_name or request.dataset_name
+    if arguments.shape:
+        request.generation_kwargs = {"min_new_tokens": request.max_completion_length}
+        arguments.ours += ["--generation_kwargs", json.dumps(request.generation_kwargs)]
     rows = gsm8k.load(request.dataset_name, request.dataset_config)
     prompts, _ = gsm8k.to_training_set(rows, request.prompt_style)
 
