@@ -9,5 +9,5 @@ source ./setup.sh
 ruff check .
 ruff format --check .
 shellcheck ./*.sh ./*.slurm tests/*.sh .ci/run
-# Two files at a time: most of a launch is one process that imports.
-python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three files at a time, also on two cores: much of a launch is waiting, for a step, a signal or a time limit.
+python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
