@@ -656,6 +656,12 @@ def check_precision(request, config, plan: Plan) -> None:
             f"dtype {dtype} keeps no fp32 master copy of the weights: at learning_rate {request.learning_rate:g} "
             "nearly every update rounds away; dtype: float32 with bf16: true computes in bf16 all the same"
         )
+    batches = request.use_transformers_continuous_batching or request.use_transformers_paged
+    if batches and estimates.compute_dtype(request) != "fp32" and not has_master:
+        raise RequestError(
+            "use_transformers_continuous_batching: for it TRL turns the weights themselves to 16 bits, so that nearly "
+            "every update rounds away; the topology zero2.yaml keeps an fp32 master copy, of one process too"
+        )
     if estimates.compute_dtype(request) == "bf16" and not request.preflight:
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise RequestError(f"bf16: {torch.cuda.get_device_name()} has none; bf16: false computes in fp32")

@@ -93,6 +93,13 @@ class Trainer(GRPOTrainer):
         if wanted and not self.model.training and self.accelerator.is_main_process:
             report.save_validation(self.args.output_dir, self.state.global_step, self._logs)
 
+    def _generate_single_turn(self, *args, **kwargs):
+        # After continuous batching TRL sets the model to train, in a validation too.
+        training = self.model.training
+        completions = super()._generate_single_turn(*args, **kwargs)
+        self.model.train(training)
+        return completions
+
     def compute_loss(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         if self.top_entropy_quantile == 1.0:  # else the processes exchange tables, which are to be of one shape
             inputs = padding.trim(inputs)

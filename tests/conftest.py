@@ -151,8 +151,8 @@ def launch(*command, **variables) -> subprocess.CompletedProcess:
     )
 
 
-# Those that take longest first, so that both workers end at about the same time.
-LONGEST = ["test_slurm.py", "test_launch.py", "test_checkpoints.py", "test_evaluate.py", "test_plots.py"]
+# Those that take longest first, so that all workers end at about the same time.
+LONGEST = [f"test_{name}.py" for name in ("launch", "slurm", "checkpoints", "topologies", "evaluate", "plots")]
 
 
 def pytest_collection_modifyitems(items):

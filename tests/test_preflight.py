@@ -242,6 +242,11 @@ def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_
     rl_grpo.main([*arguments(dtype="bfloat16", use_peft="true"), "--preflight"])
     zero = ["--accelerate_config", "configs/accelerate/zero2.yaml", "--num_processes", "2", "--preflight"]
     rl_grpo.main([*arguments(dtype="bfloat16", bf16="true", per_device_train_batch_size=4), *zero])
+    # With continuous batching TRL makes fp32 weights such ones as well.
+    batching = {"use_transformers_continuous_batching": "true", "bf16": "true"}
+    line = refuse(capsys, arguments(**batching))
+    assert "TRL turns the weights themselves to 16 bits" in line and "zero2.yaml" in line
+    rl_grpo.main([*arguments(**batching, per_device_train_batch_size=4), *zero])
 
 
 @pytest.mark.parametrize("bf16", ["true", None])  # None is TRL's default, and means true

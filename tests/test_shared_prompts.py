@@ -142,12 +142,22 @@ def test_a_model_with_sliding_windows_reads_every_prompt(settings, shares, rando
         {"activation_checkpointing": "true"},
         {"bf16": "true", "num_iterations": 2},
         {"generation_kwargs": '{"num_beams": 4}'},
+        {
+            "use_transformers_continuous_batching": "true",
+            "eval_on_start": "true",
+            "eval_strategy": "steps",
+            "validation_size": 8,
+            "eval_steps": 100,
+            "transformers_continuous_batching_config": '{"num_blocks": 64, "max_batch_tokens": 256}',
+        },
     ],
     ids=lambda settings: next(iter(settings)),
 )
 def test_what_else_a_training_may_be_still_runs(settings, arguments, tmp_path):
     rl_grpo.main(arguments(max_steps=2, **settings))
-    assert logs(tmp_path / "run")[-1]["step"] == 2
+    history = logs(tmp_path / "run")
+    assert history[-1]["step"] == 2
+    assert ("eval_reward" in history[0]) == ("eval_on_start" in settings)
 
 
 def test_a_static_cache_is_left_to_transformers_which_may_compile_for_it(arguments, monkeypatch):
