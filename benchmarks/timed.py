@@ -26,6 +26,9 @@ import rl_grpo  # noqa: E402
 
 PARTS = {
     "transformers.generate": "generation",
+    "transformers.generate_batch": "generation",
+    "vLLM.generate": "generation",
+    "sync_weights": "weights to vLLM",
     "_calculate_rewards": "rewards",
     "_get_per_token_logps_and_entropies": "log-probabilities",
     "compute_loss": "forward",

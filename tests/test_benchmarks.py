@@ -56,3 +56,5 @@ def test_every_command_of_the_log_is_there():
     scripts = re.findall(r"benchmarks/(\w+\.py)", log)
     assert {"rewards.py", "startup.py", "step.py", "scale.py", "robust.py"} <= set(scripts)
     assert all((ROOT / "benchmarks" / script).is_file() for script in scripts)
+    for arguments in re.findall(r"--ours\s(--[^`\n]*)", log):
+        rl_grpo.make_parser().read(["--config", "configs/qwen2.5-1.5b-gsm8k.yaml", *arguments.split()])
