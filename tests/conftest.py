@@ -19,6 +19,7 @@ os.environ.update(
     EVALUATE="0",
 )  # fmt: skip
 ROOT = Path(__file__).parent.parent
+PATIENCE = 600  # seconds for what ends by itself: a hang fails a test, a slow machine does not
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
@@ -147,7 +148,7 @@ def launch(*command, **variables) -> subprocess.CompletedProcess:
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 

@@ -9,5 +9,8 @@ source ./setup.sh
 ruff check .
 ruff format --check .
 shellcheck ./*.sh ./*.slurm tests/*.sh .ci/run
+# DeepSpeed compiles what its processes talk through on CPUs at its first start (a minute): not within a test's time.
+DS_ACCELERATOR=cpu python -c \
+    'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' >/dev/null
 # Three files at a time, also on two cores: much of a launch is waiting, for a step, a signal or a time limit.
 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"

@@ -9,7 +9,7 @@ import sys
 
 import pandas
 import pytest
-from conftest import ROOT, environment, equal, launch, logs, steps, training_arguments, weights
+from conftest import PATIENCE, ROOT, environment, equal, launch, logs, steps, training_arguments, weights
 
 import checkpoints
 import rl_grpo
@@ -83,7 +83,7 @@ def run_forked(plan: list[dict], tmp_path) -> list[dict]:
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(plan))
     command = [sys.executable, ROOT / "tests" / "forked.py", file]
-    result = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=500)
+    result = subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr[-2000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 

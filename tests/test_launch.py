@@ -12,7 +12,7 @@ import time
 import hub
 import psutil
 import pytest
-from conftest import ROOT, environment, equal, launch, steps, training_arguments, weights, write_jsonl
+from conftest import PATIENCE, ROOT, environment, equal, launch, steps, training_arguments, weights, write_jsonl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
@@ -24,11 +24,11 @@ from recipe import RequestError
 # Signals ---------------------------------------------------------------------------------------------------
 
 
-def wait_for(condition, what: str, seconds: float = 240):
+def wait_for(condition, what: str):
     """Return the first true value of `condition()`."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + PATIENCE
     while not (value := condition()):
-        assert time.monotonic() < until, f"waited {seconds} s for {what}"
+        assert time.monotonic() < until, f"waited {PATIENCE} s for {what}"
         time.sleep(0.05)
     return value
 
@@ -44,13 +44,13 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     )  # fmt: skip
 
     def command(run):
-        options = {"reward_funcs": ["accuracy", "paced.letters"], "max_steps": 8, "save_steps": 100}
+        options = {"reward_funcs": ["accuracy", "paced.letters"], "max_steps": 16, "save_steps": 100}
         return ["bash", "rl_grpo.sh", *arguments(output_dir=run, eval_strategy="no", validation_size=0, **options)]
 
     log = tmp_path / "log"
     with open(log, "w") as file:
         launcher = subprocess.Popen(command(stopped), cwd=ROOT, env=variables, stdout=file, stderr=file)
-    wait_for(lambda: " 2/8" in log.read_text() or launcher.poll() is not None, "step 2")
+    wait_for(lambda: " 2/16" in log.read_text() or launcher.poll() is not None, "step 2")
     ranks = {
         int(process.environ()["RANK"]): process
         for process in psutil.Process(launcher.pid).children(recursive=True)
@@ -59,20 +59,20 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     ranks[1].send_signal(signal.SIGTERM)
     time.sleep(0.1)
     ranks[0].send_signal(signal.SIGUSR1)
-    assert launcher.wait(timeout=120) == 0, log.read_text()[-2000:]
+    assert launcher.wait(timeout=PATIENCE) == 0, log.read_text()[-2000:]
 
     checkpoint, _ = checkpoints.last_whole(stopped)
     step = checkpoints.sealed_step(checkpoint)
-    assert 2 <= step < 8
+    assert 2 <= step < 16
     assert {path.name for path in stopped.glob("checkpoint-*")} == {f"checkpoint-{step}"}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(checkpoint))
     said = log.read_text()
-    assert f"after step {step} of 8; checkpoint-{step} is whole, and the same command goes on" in said
+    assert f"after step {step} of 16; checkpoint-{step} is whole, and the same command goes on" in said
     assert "Traceback" not in said
     assert not list(stopped.glob("*.safetensors"))  # nothing that looks like a finished run
 
     for run in (straight, stopped):
-        result = subprocess.run(command(run), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(command(run), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE)
         assert result.returncode == 0, result.stderr[-2000:]
     assert f"resumed from checkpoint-{step}" in result.stdout
     assert steps(straight) == steps(stopped)
@@ -96,7 +96,7 @@ def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, argume
         )  # fmt: skip
     wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
     launcher.send_signal(number)
-    assert launcher.wait(timeout=120) == ends_with, log.read_text()[-2000:]
+    assert launcher.wait(timeout=PATIENCE) == ends_with, log.read_text()[-2000:]
     assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
 
 

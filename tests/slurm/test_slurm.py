@@ -11,11 +11,12 @@ from pathlib import Path
 import cluster
 import psutil
 import pytest
-from conftest import ROOT, environment, equal, steps, training_arguments, weights
+from conftest import PATIENCE, ROOT, environment, equal, steps, training_arguments, weights
 
 import checkpoints
 
 SCRIPT = "run_rl_grpo.cardinal.slurm"
+GOING = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING")
 REASON = cluster.unavailable()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
 
@@ -68,21 +69,21 @@ class Job:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_for(self, pattern: str, seconds: float = 240) -> None:
+    def wait_for(self, pattern: str) -> None:
         """Until its log has the pattern."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + PATIENCE
         while not re.search(pattern, self.said()):
             state = self.slurm.job(self.number)["JobState"]
-            assert time.monotonic() < until and state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), (
+            assert time.monotonic() < until and state in GOING, (
                 f"{state}, without {pattern!r} in its log:\n{self.said()[-3000:]}"
             )
             time.sleep(0.2)
 
-    def end(self, seconds: float = 300) -> dict[str, str]:
+    def end(self) -> dict[str, str]:
         """Until it has ended; what SLURM then says of it."""
-        until = time.monotonic() + seconds
-        while (job := self.slurm.job(self.number))["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
-            assert time.monotonic() < until, f"{job['JobState']} after {seconds} s:\n{self.said()[-3000:]}"
+        until = time.monotonic() + PATIENCE
+        while (job := self.slurm.job(self.number))["JobState"] in GOING:
+            assert time.monotonic() < until, f"{job['JobState']} after {PATIENCE} s:\n{self.said()[-3000:]}"
             time.sleep(0.3)
         return job
 
@@ -103,7 +104,7 @@ def submit(slurm, repository, model, data):
 def test_two_jobs_on_two_nodes_at_once_and_the_one_that_runs_out_of_time_goes_on_by_itself(submit, slurm, tmp_path):
     straight = submit(tmp_path / "a straight run", "--nodes=2", max_steps=100)
     # SLURM looks every 30 s and sends a signal up to 30 s early: here 5 to 35 s after the start. 100 steps take longer.
-    requeued = submit(tmp_path / "a requeued run", "--nodes=2", "--time=3", "--signal=B:USR1@145", max_steps=100)
+    requeued = submit(tmp_path / "a requeued run", "--nodes=2", "--time=5", "--signal=B:USR1@265", max_steps=100)
     requeued.wait_for("goes back into the queue")
     slurm.command("scontrol", "update", f"JobId={requeued.number}", "TimeLimit=30")  # the next start may finish
     jobs = {"straight": straight.end(), "requeued": requeued.end()}
