@@ -153,7 +153,9 @@ def launch(*command, **variables) -> subprocess.CompletedProcess:
 
 
 # Those that take longest first, so that all workers end at about the same time.
-LONGEST = [f"test_{name}.py" for name in ("launch", "slurm", "checkpoints", "topologies", "evaluate", "plots")]
+LONGEST = [
+    f"test_{name}.py" for name in ("signals", "slurm", "checkpoints", "topologies", "launch", "evaluate", "plots")
+]
 
 
 def pytest_collection_modifyitems(items):
