@@ -649,20 +649,20 @@ def check_precision(request, config, plan: Plan) -> None:
     """That what is trained is kept in fp32, and that the hardware computes in what is asked for."""
     dtype = request.dtype if request.dtype not in (None, "auto") else str(config.dtype or "float32")
     dtype = dtype.removeprefix("torch.")
-    sharding = read_sharding(request.accelerate_config)
-    has_master = sharding.startswith("zero") and estimates.compute_dtype(request) != "fp32"
+    compute = estimates.compute_dtype(request)
+    has_master = read_sharding(request.accelerate_config).startswith("zero") and compute != "fp32"
     if dtype in ("bfloat16", "float16") and not request.use_peft and not has_master:
         raise RequestError(
             f"dtype {dtype} keeps no fp32 master copy of the weights: at learning_rate {request.learning_rate:g} "
             "nearly every update rounds away; dtype: float32 with bf16: true computes in bf16 all the same"
         )
     batches = request.use_transformers_continuous_batching or request.use_transformers_paged
-    if batches and estimates.compute_dtype(request) != "fp32" and not has_master:
+    if batches and compute != "fp32" and not has_master:
         raise RequestError(
             "use_transformers_continuous_batching: for it TRL turns the weights themselves to 16 bits, so that nearly "
             "every update rounds away; the topology zero2.yaml keeps an fp32 master copy, of one process too"
         )
-    if estimates.compute_dtype(request) == "bf16" and not request.preflight:
+    if compute == "bf16" and not request.preflight:
         if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise RequestError(f"bf16: {torch.cuda.get_device_name()} has none; bf16: false computes in fp32")
         if not torch.accelerator.is_available():

@@ -96,9 +96,9 @@ class Trainer(GRPOTrainer):
     def _generate_single_turn(self, *args, **kwargs):
         # After continuous batching TRL sets the model to train, in a validation too.
         training = self.model.training
-        completions = super()._generate_single_turn(*args, **kwargs)
+        generated = super()._generate_single_turn(*args, **kwargs)
         self.model.train(training)
-        return completions
+        return generated
 
     def compute_loss(self, model, inputs, *args, **kwargs) -> torch.Tensor:
         if self.top_entropy_quantile == 1.0:  # else the processes exchange tables, which are to be of one shape
