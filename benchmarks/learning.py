@@ -1,6 +1,6 @@
 """Does it learn the same? The whole toy by `trl grpo` and by ours, the same recipe and seeds, reward by reward.
 
-    python toy.py; python benchmarks/learning.py        # two CPU cores, about twenty minutes
+    python -m r1zero.toy; python benchmarks/learning.py        # two CPU cores, about twenty minutes
 
 The table gives accuracy and reward as means of ten steps, over the seeds with their range, and pass@1 on the test split
 before and after. Each side draws its own samples, so equal it cannot be; seeds differ about as much.
@@ -20,8 +20,7 @@ sys.path[0] = str(Path(__file__).parent)
 
 import step  # noqa: E402  (also puts the repository on the path)
 
-import gsm8k  # noqa: E402
-import rl_grpo  # noqa: E402
+from r1zero.arguments import make_parser  # noqa: E402
 
 CONFIG = "configs/toy.yaml"
 STRETCH = 10  # steps
@@ -49,7 +48,7 @@ def accuracy(model: Path, data: str) -> float:
     """pass@1 of eight samples at temperature 1 on the test split."""
     how = ["--num_samples", "8", "--temperature", "1", "--dataset_name", data, "--prompt_style", "question",
            "--max_completion_length", "64"]  # fmt: skip
-    command = [sys.executable, "evaluate.py", str(model), *how]
+    command = [sys.executable, "eval.py", str(model), *how]
     subprocess.run(command, cwd=step.ROOT, check=True, stdout=subprocess.DEVNULL)
     return json.loads((step.ROOT / model / "evaluation.json").read_text())["accuracy"]["value"]
 
@@ -60,14 +59,14 @@ def main() -> None:
     parser.add_argument("--output_dir", default="outputs", help="folder of our runs; default: %(default)s")
     options = parser.parse_args()
 
-    request = rl_grpo.make_parser().read(["--config", CONFIG])
+    request = make_parser().read(["--config", CONFIG])
     curves: dict[str, list[dict]] = {"trl grpo": [], "ours": []}
     after: dict[str, list[float]] = {"trl grpo": [], "ours": []}
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "data")
         data.mkdir()
-        prompts, _ = gsm8k.to_training_set(
-            gsm8k.load(request.dataset_name), request.prompt_style, request.validation_size
+        prompts, _ = data.to_training_set(
+            data.load(request.dataset_name), request.prompt_style, request.validation_size
         )
         prompts.to_json(data / "train.jsonl")
         request.model_name_or_path = str(

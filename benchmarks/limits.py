@@ -30,14 +30,14 @@ def seconds(call) -> float:
 
 
 def bandwidth(size: int = 2**30 if GPU else 2**28) -> float:
-    """Bytes a second between memory and all cores, reads and writes: a copy of more than any cache holds."""
+    """Bytes per second between memory and all cores, reads and writes: a copy of more than any cache holds."""
     source = torch.empty(size, dtype=torch.uint8, device=DEVICE).fill_(1)
     target = torch.empty_like(source)
     return 2 * size / seconds(lambda: target.copy_(source))
 
 
 def matrix_rate(dtype: torch.dtype, size: int = 8192 if GPU else 1536) -> float:
-    """Floating-point operations a second of a square matrix product on all cores."""
+    """Floating-point operations per second of a square matrix product on all cores."""
     left, right = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
     return 2 * size**3 / seconds(lambda: left @ right)
 

@@ -1,6 +1,6 @@
-"""What each part of `shared_prompts.py` saves: one process's half of a toy step, by transformers and TRL, and by ours.
+"""What each part of `rollouts.py` saves: one process's half of a toy step, by transformers and TRL, and by ours.
 
-    python toy.py; python benchmarks/parts.py        # one core, half a minute
+    python -m r1zero.toy; python benchmarks/parts.py        # one core, half a minute
 
 Generation: 8 prompts × 16 completions by the base model. Scoring: forward and backward pass of 32 of them, which is a
 micro-batch. The sides take turns; medians.
@@ -18,9 +18,9 @@ from trl.trainer.utils import add_fused_lm_head
 ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)
 
-import gsm8k  # noqa: E402
-import rl_grpo  # noqa: E402
-import shared_prompts  # noqa: E402
+from r1zero import data, rollouts  # noqa: E402
+from r1zero.arguments import make_parser  # noqa: E402
+from r1zero.model import end_completions  # noqa: E402
 
 PROMPTS, GENERATIONS, MICRO_BATCH, ROUNDS = 8, 16, 32, 9
 
@@ -42,11 +42,11 @@ def report(title: str, sides: dict) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    request = rl_grpo.make_parser().read(["--config", "configs/toy.yaml"])
+    request = make_parser().read(["--config", "configs/toy.yaml"])
     model = AutoModelForCausalLM.from_pretrained(request.model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(request.model_name_or_path, padding_side="left")
-    ends = gsm8k.end_completions(tokenizer, request.prompt_style)
-    rows, _ = gsm8k.to_training_set(gsm8k.load(request.dataset_name), request.prompt_style)
+    ends = end_completions(tokenizer, request.prompt_style)
+    rows, _ = data.to_training_set(data.load(request.dataset_name), request.prompt_style)
     batch = tokenizer.apply_chat_template(
         rows["prompt"][:PROMPTS], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
@@ -62,17 +62,17 @@ def main() -> None:
             return model.generate(input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=method)
 
     def generate_to_the_longest() -> None:
-        shared_prompts.FINISHED_SHARE = 1.0
-        generate(shared_prompts.sample)
-        shared_prompts.FINISHED_SHARE = leave
+        rollouts.FINISHED_SHARE = 1.0
+        generate(rollouts.sample)
+        rollouts.FINISHED_SHARE = leave
 
-    leave = shared_prompts.FINISHED_SHARE
+    leave = rollouts.FINISHED_SHARE
     report(
         f"generation, {PROMPTS} × {GENERATIONS} completions",
         {
             "transformers": generate,
             "prompts read once, drawn by one number": generate_to_the_longest,
-            "and finished completions leave": lambda: generate(shared_prompts.sample),
+            "and finished completions leave": lambda: generate(rollouts.sample),
         },
     )
 
@@ -89,7 +89,7 @@ def main() -> None:
         scored = scorer(input_ids=sequences, attention_mask=written, labels=labels, fused_lm_head=True)
         scored.log_probs.sum().backward()
 
-    sharing = shared_prompts.Scoring(model, width)
+    sharing = rollouts.Scoring(model, width)
     report(
         f"forward and backward pass, {MICRO_BATCH} rows",
         {"every prompt read": lambda: score(model), "prompts read once": lambda: score(sharing)},

@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[0] = str(ROOT)  # this folder's rewards.py is this file
 
-import gsm8k  # noqa: E402
 import rewards  # noqa: E402
+from r1zero import answers  # noqa: E402
 
 PROMPTS, GENERATIONS, CHARACTERS, ROUNDS = 32, 18, 2000, 9
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
@@ -68,14 +68,14 @@ def hostile_completions(size: int = 200_000) -> dict[str, str]:
         "digits": "9" * size,
         "digits and commas": "<answer>" + "1," * (size // 2) + "</answer>",
         "numbers in a block": "<answer>" + "7 " * (size // 2) + "</answer>",
-        "as many numbers as are read": "<answer>" + "7 " * (gsm8k.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
-        "boxes": "<answer>" + "\\boxed{" * (gsm8k.MAX_ANSWER_CHARACTERS // 7) + "</answer>",
-        "annotations": "<answer>" + "<<" * (gsm8k.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
+        "as many numbers as are read": "<answer>" + "7 " * (answers.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
+        "boxes": "<answer>" + "\\boxed{" * (answers.MAX_ANSWER_CHARACTERS // 7) + "</answer>",
+        "annotations": "<answer>" + "<<" * (answers.MAX_ANSWER_CHARACTERS // 2 - 1) + "</answer>",
         "spaces": " " * size,
         "spaces between blocks": "<think>x</think>" + " " * size + "<answer>1</answer>",
         "NULs": "\0" * size,
         "other digits": "٤" * size,
-        "other digits in a block": "<answer>" + "٤" * (gsm8k.MAX_ANSWER_CHARACTERS - 1) + "</answer>",
+        "other digits in a block": "<answer>" + "٤" * (answers.MAX_ANSWER_CHARACTERS - 1) + "</answer>",
         "lone surrogates": "\ud800" * size,
         "a phrase": "let me check " * (size // 13),
         "half a phrase": "let " * (size // 4),
@@ -100,7 +100,7 @@ def main() -> None:
 
     times = {name: [] for name in (*FOUR, "TRL accuracy_reward", "TRL think_format_reward")}
     for _ in range(ROUNDS):
-        gsm8k.read_number.cache_clear()
+        answers.read_number.cache_clear()
         for name in FOUR:
             reward = rewards.REWARDS[name]
             times[name].append(milliseconds(lambda reward=reward: reward(messages, solution=solutions)))

@@ -1,8 +1,9 @@
-"""Train the toy as it is and with the robust recipe's settings, over five seeds, and compare them on the test split.
+"""Train the toy as it is and with other settings, over five seeds, and compare them on the test split.
 
-    python benchmarks/robust.py          # two CPU cores, about twenty minutes; runs that are there are not run again
+    python benchmarks/robust.py                       # two CPU cores, about twenty minutes; finished runs are kept
+    python benchmarks/robust.py --settings bf16 --seeds 1 2 3
 
-The settings are those four of `configs/qwen2.5-1.5b-gsm8k-robust.yaml` that are about rewards and truncation. The table
+The robust settings are the four of `configs/qwen2.5-1.5b-gsm8k-robust.yaml` about rewards and truncation. The table
 gives each seed and the mean over seeds with its 95 % interval; the last line is the difference, paired by seed. A run
 has collapsed if its accuracy, as a mean of five steps, ever fell by more than a fifth from its best so far.
 """
@@ -29,7 +30,7 @@ MEASURES = ("pass@1", "greedy", "reflects", "tokens", "truncated", "collapsed")
 WINDOW, FALL = 5, 0.2
 
 
-def settings() -> list[str]:
+def robust_settings() -> list[str]:
     """The robust recipe's settings as arguments of rl_grpo.py."""
     recipe = yaml.safe_load(ROBUST.read_text())
     arguments = []
@@ -48,13 +49,13 @@ def collapsed(run: Path) -> bool:
 
 
 def evaluate(run: Path, *how: str) -> dict[str, float]:
-    subprocess.run([sys.executable, "evaluate.py", str(run), *how], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "eval.py", str(run), *how], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     result = json.loads((ROOT / run / "evaluation.json").read_text())
     rows = [json.loads(line) for line in (ROOT / run / "evaluation.jsonl").read_text().splitlines()]
     return {
         "accuracy": result["accuracy"]["value"], "tokens": result["mean_tokens"],
         "truncated": result["truncated"]["value"],
-        "reflects": statistics.fmean(bool(rewards.reflection_phrases(row["completion"])) for row in rows),
+        "reflects": statistics.fmean(bool(rewards.PHRASES.find(row["completion"])) for row in rows),
     }  # fmt: skip
 
 
@@ -80,11 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="default: 1 to 5")
     parser.add_argument("--output_dir", default="outputs", help="folder of the runs; default: %(default)s")
+    parser.add_argument("--settings", choices=["robust", "bf16"], default="robust", help="default: %(default)s")
     options = parser.parse_args()
 
-    results: dict[str, list[dict]] = {"toy": [], "robust": []}
+    other = {"robust": robust_settings(), "bf16": ["--bf16", "true"]}[options.settings]
+    results: dict[str, list[dict]] = {"toy": [], options.settings: []}
     for seed in options.seeds:
-        for name, arguments in (("toy", []), ("robust", settings())):
+        for name, arguments in (("toy", []), (options.settings, other)):
             run = Path(options.output_dir, f"{name}-{seed}")
             command = ["bash", "rl_grpo.sh", "--seed", str(seed), "--output_dir", str(run), *arguments]
             subprocess.run(
@@ -102,8 +105,8 @@ def main() -> None:
         cells = [mean_and_interval([row[measure] for row in found]) for measure in MEASURES]
         print(f"| {name} | all | " + " | ".join(cells) + " |")
     pairs = list(zip(*results.values(), strict=True))
-    cells = [mean_and_interval([robust[measure] - toy[measure] for toy, robust in pairs]) for measure in MEASURES]
-    print("| robust − toy | by seed | " + " | ".join(cells) + " |")
+    cells = [mean_and_interval([other[measure] - toy[measure] for toy, other in pairs]) for measure in MEASURES]
+    print(f"| {options.settings} − toy | by seed | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How a step's time and memory grow with completions, generations, length, model and processes; and a plan for GPUs.
 
-    python toy.py; python benchmarks/scale.py       # one size changed at a time; two CPU cores, about eight minutes
+    python -m r1zero.toy; python benchmarks/scale.py    # one size changed at a time; two CPU cores, about eight minutes
     python benchmarks/scale.py --plan               # memory a GPU and the least time a step, by estimate; seconds
 
 Each point is a training of a few steps with random weights, whose completions are all as long as they may be. The model
@@ -32,9 +32,8 @@ sys.path[0] = str(Path(__file__).parent)
 import limits  # noqa: E402
 import step  # noqa: E402  (also puts the repository on the path)
 
-import estimates  # noqa: E402
-import gsm8k  # noqa: E402
-import rl_grpo  # noqa: E402
+from r1zero import data, memory  # noqa: E402
+from r1zero.arguments import make_parser  # noqa: E402
 
 CONFIG, REFERENCE = "configs/toy.yaml", "configs/qwen2.5-1.5b-gsm8k.yaml"
 BASE = {"completions": 128, "generations": 16, "length": 64, "hidden": 128, "processes": 2}
@@ -55,13 +54,13 @@ LARGER = {
     "32b": {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
             "intermediate_size": 27648, "vocab_size": 152064, "tie_word_embeddings": False},
 }  # fmt: skip
-# NVIDIA's data sheet of the H100 SXM: bytes and dense bf16 operations a second. Not measured.
+# NVIDIA's data sheet of the H100 SXM: bytes and dense bf16 operations per second. Not measured.
 H100 = {"traffic": 3.35e12, "rate": 989e12}
 PROMPT = 200  # tokens, about: a long question of GSM8K with R1-Zero's instructions
 
 
 def read_request(config: str):
-    request = rl_grpo.make_parser().read(["--config", config])
+    request = make_parser().read(["--config", config])
     request.gradient_accumulation_steps = 1
     return request
 
@@ -97,11 +96,12 @@ def measure(point: dict, scratch: Path, texts: list[str]) -> dict:
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     timing = json.loads((run / "timing.json").read_text())
     shutil.rmtree(run)
-    size = estimates.size_of(step.make_config(shape), request)
+    config = step.make_config(shape)
+    size = memory.size_of(config, request)
     prompt = timing["tokens"] / point["completions"] - length
     request.max_completion_length, request.per_device_train_batch_size = length, micro
-    estimate = estimates.memory(
-        size, request, "none", processes, round(prompt), point["completions"] // (micro * processes)
+    estimate = memory.estimate(
+        size, config, request, "none", processes, round(prompt), point["completions"] // (micro * processes)
     )
     return {
         **point, "parameters": size.total, "prompt": prompt,
@@ -129,7 +129,7 @@ def fit(points: list[dict]) -> list[float]:
 
 def grow() -> None:
     points = []
-    texts = [row["question"] for row in gsm8k.load(read_request(CONFIG).dataset_name).select(range(500))]
+    texts = [row["question"] for row in data.load(read_request(CONFIG).dataset_name).select(range(500))]
     sizes = [BASE, *({**BASE, name: value} for name, values in SIZES.items() for value in values)]
     for point in sizes:
         with tempfile.TemporaryDirectory() as scratch:
@@ -138,7 +138,7 @@ def grow() -> None:
     factors = fit(points)
     libraries = statistics.median(point["bytes"] - point["estimate"] for point in points)
     print(f"CPU, {os.cpu_count()} cores; two layers, a vocabulary of 4,096, micro-batches of at most {MICRO_BATCH}\n")
-    print("| " + " | ".join(BASE) + " | parameters | s a step | model | MiB a process | estimate |")
+    print("| " + " | ".join(BASE) + " | parameters | s per step | model | MiB per process | estimate |")
     print("|---" * (len(BASE) + 5) + "|")
     for point in points:
         seconds = sum(factor * term for factor, term in zip(factors, terms(point), strict=True))
@@ -148,7 +148,7 @@ def grow() -> None:
         print("| " + " | ".join(cells) + " |")
     base = terms(points[0])
     each = ", ".join(f"{name} {factor * term:.3f} s" for name, factor, term in zip(TERMS, factors, base, strict=True))
-    print(f"\nthe model at the first point: {each}\nwhat the libraries take: {libraries / 2**20:.0f} MiB a process")
+    print(f"\nthe model at the first point: {each}\nwhat the libraries take: {libraries / 2**20:.0f} MiB per process")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -165,14 +165,16 @@ def plan() -> None:
     print("|---" * 6 + "|")
     for name in ("0.5b", "1.5b", "3b", *LARGER):
         config = step.make_config({**step.SHAPES, **LARGER}[name])
-        size = estimates.size_of(config, request)
+        size = memory.size_of(config, request)
         for gpus in (1, 8, 64):
             micro = min(request.per_device_train_batch_size, completions // gpus)
             cells = []
             for topology, vllm in (("zero2" if gpus > 1 else "none", False), ("zero3", False), ("zero3", True)):
                 asked = argparse.Namespace(**{**vars(request), "per_device_train_batch_size": micro, "use_vllm": vllm})
-                peak = estimates.memory(size, asked, topology, gpus, PROMPT, completions // (micro * gpus))["peak"]
-                cells.append(f"{peak / estimates.GIB:.0f}" + (" ✗" if peak > 0.95 * 80e9 else ""))
+                peak = memory.estimate(size, config, asked, topology, gpus, PROMPT, completions // (micro * gpus))[
+                    "peak"
+                ]
+                cells.append(f"{peak / memory.GIB:.0f}" + (" ✗" if peak > 0.95 * 80e9 else ""))
             least = limits.of_step(
                 config, size.total, torch.bfloat16.itemsize, completions // gpus, request.num_generations, PROMPT,
                 length, length, **H100,

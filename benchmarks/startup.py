@@ -1,6 +1,6 @@
 """Time to `--help`, to a checked plan and to the first step, against `trl grpo` with an equal recipe, in turn.
 
-python toy.py; python benchmarks/startup.py
+python -m r1zero.toy; python benchmarks/startup.py
 """
 
 import os
@@ -18,8 +18,7 @@ sys.path[0] = str(Path(__file__).parent)
 
 import step  # noqa: E402  (also puts the repository on the path)
 
-import gsm8k  # noqa: E402
-import rl_grpo  # noqa: E402
+from r1zero.arguments import make_parser  # noqa: E402
 
 ROUNDS = 3
 CONFIG = "configs/toy.yaml"
@@ -47,11 +46,11 @@ def until(command: list[str], pattern: str | None) -> float:
 
 
 def main() -> None:
-    request = rl_grpo.make_parser().read(["--config", CONFIG])
+    request = make_parser().read(["--config", CONFIG])
     with tempfile.TemporaryDirectory() as scratch:
         run, data = Path(scratch, "run"), Path(scratch, "data")
         data.mkdir()
-        prompts, _ = gsm8k.to_training_set(gsm8k.load(request.dataset_name), request.prompt_style)
+        prompts, _ = data.to_training_set(data.load(request.dataset_name), request.prompt_style)
         prompts.to_json(data / "train.jsonl")
         alone = ["--output_dir", str(run), "--report_to", "none", "--eval_on_start", "false"]
         measures = {

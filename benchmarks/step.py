@@ -1,6 +1,6 @@
 """Time a training step against `trl grpo` on the same model, data, batch and seed, in turn.
 
-    python toy.py; python benchmarks/step.py                        # two CPU cores, about six minutes
+    python -m r1zero.toy; python benchmarks/step.py                        # two CPU cores, about six minutes
     python benchmarks/step.py --config configs/qwen2.5-1.5b-gsm8k.yaml --shape 1.5b --dataset_name FOLDER    # GPUs
 
 Both sides report TRL's own `step_time`; the first steps, which warm up, are left out. The table gives medians over all
@@ -30,10 +30,9 @@ sys.path.append(str(Path(__file__).parent))
 
 import limits  # noqa: E402
 
-import estimates  # noqa: E402
-import gsm8k  # noqa: E402
-import rl_grpo  # noqa: E402
-import toy  # noqa: E402
+from r1zero import data, memory, toy  # noqa: E402
+from r1zero.arguments import R1ZeroArguments, make_parser  # noqa: E402
+from r1zero.model import compute_dtype, end_completions  # noqa: E402
 
 WARM_UP = 3  # steps
 SHAPES = {  # of Qwen2.5, from its configurations
@@ -79,15 +78,15 @@ def declare_ends(model: str, style: str, folder: Path) -> Path:
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("data"))
     config = GenerationConfig.from_pretrained(folder)
     declared = [config.eos_token_id] if isinstance(config.eos_token_id, int) else config.eos_token_id
-    config.eos_token_id = gsm8k.end_completions(AutoTokenizer.from_pretrained(folder), style, declared)
+    config.eos_token_id = end_completions(AutoTokenizer.from_pretrained(folder), style, declared)
     config.save_pretrained(folder)
     return folder
 
 
 def trl_command(request, data: Path, steps: int, run: Path, processes: int) -> list[str]:
     """The recipe as `trl grpo` takes it: our four fields said in its own."""
-    ours = set(rl_grpo.R1ZeroArguments.__dataclass_fields__)
-    recipe = {key: value for key, value in rl_grpo.make_parser().resolve(request).items() if key not in ours}
+    ours = set(R1ZeroArguments.__dataclass_fields__)
+    recipe = {key: value for key, value in make_parser().resolve(request).items() if key not in ours}
     micro_batch = request.per_device_train_batch_size * processes
     recipe |= {
         "dataset_name": str(data),
@@ -149,13 +148,13 @@ def main() -> None:
         name = "cpu" if not gpus else "zero2" if processes > 1 else "single_gpu"
         arguments.accelerate_config = f"configs/accelerate/{name}.yaml"
     threads = None if gpus else max(1, (os.cpu_count() or 1) // processes)
-    request = rl_grpo.make_parser().read(["--config", arguments.config])
+    request = make_parser().read(["--config", arguments.config])
     request.dataset_name = arguments.dataset_name or request.dataset_name
     if arguments.shape:
         request.generation_kwargs = {"min_new_tokens": request.max_completion_length}
         arguments.ours += ["--generation_kwargs", json.dumps(request.generation_kwargs)]
-    rows = gsm8k.load(request.dataset_name, request.dataset_config)
-    prompts, _ = gsm8k.to_training_set(rows, request.prompt_style)
+    rows = data.load(request.dataset_name, request.dataset_config)
+    prompts, _ = data.to_training_set(rows, request.prompt_style)
 
     times: dict[str, list[list[float]]] = {"ours": [], "trl grpo": []}
     timings, lengths, their_lengths = [], [], []
@@ -200,7 +199,7 @@ def main() -> None:
     for who, rounds in times.items():
         if rounds:
             every = sorted(value for one in rounds for value in one)
-            print(f"  {who:10} {statistics.median(every):7.2f} s a step  [{every[0]:.2f}–{every[-1]:.2f}]")
+            print(f"  {who:10} {statistics.median(every):7.2f} s per step  [{every[0]:.2f}–{every[-1]:.2f}]")
     if times["trl grpo"]:
         ratios = [statistics.median(b) / statistics.median(a) for a, b in zip(*times.values(), strict=True)]
         means = [statistics.fmean(length for length, _ in lengths), statistics.fmean(their_lengths)]
@@ -218,18 +217,18 @@ def main() -> None:
     print(f"    {'other':18} {whole - sum(medians.values()):6.3f} s")
     tokens = statistics.median(timing["tokens"] for timing in timings)
     peak = max(timing["peak_bytes"] for timing in timings)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[estimates.compute_dtype(request)]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[compute_dtype(request)]
     completions = request.prompts_per_step * request.num_generations
     here = completions // processes if gpus else completions  # a card has its own rates, cores share theirs
     mean, longest = (statistics.median(values) for values in zip(*lengths, strict=True))
     limit = limits.of_step(
-        config, estimates.size_of(config, request).total, dtype.itemsize, here,
+        config, memory.size_of(config, request).total, dtype.itemsize, here,
         request.num_generations, tokens / completions - mean, mean, longest, limits.matrix_rate(dtype),
         limits.bandwidth(),
     )  # fmt: skip
     each = ", ".join(f"{name} {value:.3f} s" for name, value in limit.items())
     print(f"  limit {sum(limit.values()):.3f} s ({each}): a step takes {whole / sum(limit.values()):.1f} times that")
-    print(f"  {tokens / whole:,.0f} tokens a second, prompts included; peak {peak / 2**30:.2f} GiB a process")
+    print(f"  {tokens / whole:,.0f} tokens per second, prompts included; peak {peak / 2**30:.2f} GiB per process")
 
 
 if __name__ == "__main__":

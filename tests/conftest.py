@@ -23,7 +23,7 @@ PATIENCE = 600  # seconds for what ends by itself: a hang fails a test, a slow m
 sys.path.insert(0, str(ROOT))
 os.chdir(ROOT)
 
-import toy  # noqa: E402
+from r1zero import toy  # noqa: E402
 
 GSM8K = Path(os.environ.get("GSM8K", ROOT.parent / "shared" / "gsm8k"))
 needs_gsm8k = pytest.mark.skipif(not GSM8K.is_dir(), reason=f"no GSM8K files in {GSM8K} (set GSM8K to their folder)")
@@ -153,9 +153,7 @@ def launch(*command, **variables) -> subprocess.CompletedProcess:
 
 
 # Those that take longest first, so that all workers end at about the same time.
-LONGEST = [
-    f"test_{name}.py" for name in ("signals", "slurm", "checkpoints", "topologies", "launch", "evaluate", "plots")
-]
+LONGEST = [f"test_{name}.py" for name in "signals slurm checkpoints processes precision launch eval plots".split()]
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,10 @@
-"""Trainings in forked processes, each ended with SIGKILL at a moment of its own: imports are paid for once.
+"""Trainings in forked processes, each killed with SIGKILL at its own moment. The imports are paid for once.
 
     python tests/forked.py plan.json
 
-The plan is a list of starts: `arguments` of rl_grpo.py, and `kill_at` (an opened file's number in the run, and the
-seconds after it), or `room_at` (a checkpoint's name from which on no file may grow beyond `room` bytes), or nothing.
-Prints a line of JSON for each: how it ended, and what was said.
+The plan is a list of starts: `arguments` of rl_grpo.py, and `kill_at` (number of an opened file of the run, and seconds
+after that), or `room_at` (from this checkpoint on no file may grow beyond `room` bytes), or neither. Prints one line of
+JSON for each: exit status and output.
 """
 
 import json
@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import checkpoints
 import rl_grpo
+from r1zero import checkpoints
 
 
 def arm(kill_at: list, run: str) -> None:
-    """Kill this process so many seconds after the so-manieth file of the run was opened."""
+    """Kill this process some seconds after the given number of files of the run was opened."""
     number, seconds = kill_at
     opened = 0
 
@@ -40,15 +40,15 @@ def arm(kill_at: list, run: str) -> None:
 
 
 def narrow(room_at: str, room: int) -> None:
-    """Let no file grow beyond so many bytes from a checkpoint's start on, as on a disk that is full."""
-    clear_for = checkpoints.clear_for
+    """From a checkpoint's start on, let no file grow beyond so many bytes, as on a full disk."""
+    begin = checkpoints.begin
 
-    def clear_and_narrow(folder):
+    def begin_and_narrow(folder):
         if folder.name == room_at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-        clear_for(folder)
+        begin(folder)
 
-    checkpoints.clear_for = clear_and_narrow
+    checkpoints.begin = begin_and_narrow
 
 
 def start(arguments: list[str], kill_at=None, room_at=None, room=None) -> dict:

@@ -1,6 +1,6 @@
-"""rl_grpo.py under FSDP on CPU processes: PyTorch can (gloo), accelerate 1.15 runs plain DDP instead, so it is led on.
+"""rl_grpo.py under FSDP on CPU processes. PyTorch supports it (gloo); accelerate 1.15 runs plain DDP instead.
 
-Where accelerate asks what the processes run on, it is told GPUs; all tensors stay on the CPU.
+Where accelerate asks what the processes run on, it is told GPUs. All tensors stay on the CPU.
 """
 
 import os
@@ -9,19 +9,18 @@ os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 from accelerate.state import DistributedType, PartialState
 
-import preflight
-import recipe
 import rl_grpo
+from r1zero import processes
 
-make = recipe.RecipeParser.make
+settle = processes.settle
 
 
-def make_for_gloo(self, request):
+def settle_for_gloo(request, plan):
+    settle(request, plan)
     request.use_cpu, request.ddp_backend = False, "gloo"
-    return make(self, request)
 
 
 PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
-preflight.check_topology = lambda *args: None
-recipe.RecipeParser.make = make_for_gloo
+processes.check = lambda path, plan: setattr(plan, "sharding", "fsdp")
+processes.settle = settle_for_gloo
 rl_grpo.main()

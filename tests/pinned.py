@@ -1,17 +1,19 @@
-"""Rewards for the launch tests; importing this module pins the rollouts.
+"""Rewards for the launch tests. Importing this module pins the rollouts.
 
-A completion is then a function of its prompt and its place in the group alone, so trainings on any number of
-processes see the same ones. Named on the command line, as in `--reward_funcs pinned.variety`.
+A completion then depends only on its prompt and its place in the group, so trainings on any number of processes see the
+same completions. Named on the command line, as in `--reward_funcs pinned.variety`.
 """
 
 import random
 
-from trl import GRPOTrainer
+import transformers.training_args
+
+from r1zero.trainer import Trainer
 
 
 def write_pinned(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-    """Stands in for TRL's `GRPOTrainer._generate_single_turn`: token ids, of one to ten tokens, and no log-probs."""
-    first = self.accelerator.process_index * len(prompt_ids)  # a rank's share is contiguous
+    """Replaces `GRPOTrainer._generate_single_turn`: completions of one to ten token ids, and no log-probabilities."""
+    first = self.accelerator.process_index * len(prompt_ids)  # the rows of a rank are adjacent
     completions = []
     for index, ids in enumerate(prompt_ids, start=first):
         rng = random.Random(repr((ids, index % num_generations)))
@@ -19,7 +21,9 @@ def write_pinned(self, prompt_ids, images, multimodal_fields, num_generations, h
     return completions, None
 
 
-GRPOTrainer._generate_single_turn = write_pinned
+Trainer._generate_single_turn = write_pinned
+# transformers refuses bf16 with DeepSpeed on a machine without a GPU. DeepSpeed itself does not.
+transformers.training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def variety(completions, **kwargs):

@@ -3,12 +3,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 EXTRA_REQUIREMENTS=tests/requirements.txt
-# shellcheck source=setup.sh
-source ./setup.sh
+# shellcheck source=r1zero/setup.sh
+source r1zero/setup.sh
 
 ruff check .
 ruff format --check .
-shellcheck ./*.sh ./*.slurm tests/*.sh .ci/run
+shellcheck ./*.sh ./*.slurm r1zero/*.sh tests/*.sh .ci/run
 # DeepSpeed compiles what its processes talk through on CPUs at its first start (a minute): not within a test's time.
 DS_ACCELERATOR=cpu python -c \
     'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; ShareMemCommBuilder().load(verbose=False)' >/dev/null

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT
 from transformers import AutoTokenizer, GenerationConfig
 
-import rl_grpo
 from benchmarks import limits, robust, scale, step
+from r1zero.arguments import make_parser
 
 
 def test_the_limit_counts_a_models_traffic_and_arithmetic():
@@ -45,7 +45,7 @@ def test_trl_is_told_all_end_tokens(model, tmp_path):
 
 
 def test_the_robust_settings_are_those_of_the_recipe():
-    request = rl_grpo.make_parser().read(["--config", "configs/toy.yaml", *robust.settings()])
+    request = make_parser().read(["--config", "configs/toy.yaml", *robust.robust_settings()])
     assert request.reward_funcs == ["accuracy", "format", "reflection_if_correct", "length_if_correct"]
     assert request.mask_truncated_completions and request.multi_objective_aggregation == "normalize_then_sum"
     assert request.reward_weights[0] == 1.0 and len(request.reward_weights) == 4
@@ -57,4 +57,4 @@ def test_every_command_of_the_log_is_there():
     assert {"rewards.py", "startup.py", "step.py", "scale.py", "robust.py"} <= set(scripts)
     assert all((ROOT / "benchmarks" / script).is_file() for script in scripts)
     for arguments in re.findall(r"--ours\s(--[^`\n]*)", log):
-        rl_grpo.make_parser().read(["--config", "configs/qwen2.5-1.5b-gsm8k.yaml", *arguments.split()])
+        make_parser().read(["--config", "configs/qwen2.5-1.5b-gsm8k.yaml", *arguments.split()])

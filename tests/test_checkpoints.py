@@ -11,8 +11,8 @@ import pandas
 import pytest
 from conftest import PATIENCE, ROOT, environment, equal, launch, logs, steps, training_arguments, weights
 
-import checkpoints
 import rl_grpo
+from r1zero import checkpoints
 
 
 def make_checkpoint(folder, sealed: bool = True):
@@ -41,22 +41,39 @@ def test_a_checkpoint_counts_only_as_it_was_sealed(tmp_path):
 
 
 def test_the_last_whole_checkpoint_is_resumed_and_later_ones_are_named(tmp_path):
-    assert checkpoints.last_whole(tmp_path) == (None, [])
+    assert checkpoints.last_complete(tmp_path) == (None, [])
     for step, sealed in ((2, True), (10, True), (20, False), (100, False)):
         make_checkpoint(tmp_path / f"checkpoint-{step}", sealed)
     (tmp_path / "checkpoint-best").mkdir()
-    assert checkpoints.last_whole(tmp_path) == (tmp_path / "checkpoint-10", ["checkpoint-100", "checkpoint-20"])
+    assert checkpoints.last_complete(tmp_path) == (tmp_path / "checkpoint-10", ["checkpoint-100", "checkpoint-20"])
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_old_checkpoints_go_only_when_the_new_one_is_whole(tmp_path):
-    for step in (2, 4, 6):
-        make_checkpoint(tmp_path / f"checkpoint-{step}", step != 4)
+    for step in (2, 6):
+        make_checkpoint(tmp_path / f"checkpoint-{step}")
+    checkpoints.begin(tmp_path / "checkpoint-4")  # its save was interrupted
     new = make_checkpoint(tmp_path / "checkpoint-8", sealed=False)
     checkpoints.finish(new, 8, limit=2, best=None)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "checkpoint-8"]
+    assert names(tmp_path) == ["checkpoint-6", "checkpoint-8"]
     new = make_checkpoint(tmp_path / "checkpoint-10", sealed=False)
     checkpoints.finish(new, 10, limit=1, best=str(tmp_path / "checkpoint-6"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-6"]
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-6"]
+
+
+def test_a_checkpoint_that_a_user_or_trl_put_there_is_never_deleted(tmp_path):
+    make_checkpoint(tmp_path / "checkpoint-7", sealed=False)
+    make_checkpoint(tmp_path / "checkpoint-9", sealed=False)
+    make_checkpoint(tmp_path / "checkpoint-8")
+    checkpoints.begin(tmp_path / "checkpoint-9")  # the run reaches that step as well: theirs is moved aside
+    checkpoints.finish(make_checkpoint(tmp_path / "checkpoint-10", sealed=False), 10, limit=1, best=None)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-7", "checkpoint-9.old-1"]
+    for name in ("checkpoint-7", "checkpoint-9.old-1"):
+        assert (tmp_path / name / "below" / "model.safetensors").read_bytes() == b"weights"
+    assert checkpoints.last_complete(tmp_path)[0].name == "checkpoint-10"
 
 
 def test_a_cut_off_checkpoint_is_passed_over_and_the_run_says_so(arguments, tmp_path, capsys):
@@ -70,7 +87,7 @@ def test_a_cut_off_checkpoint_is_passed_over_and_the_run_says_so(arguments, tmp_
     rl_grpo.main(arguments(max_steps=4, save_steps=2))
     said = capsys.readouterr().out
     assert "resumed from checkpoint-2" in said
-    assert "warning  directory: checkpoint-4: not whole, since its save was interrupted, and passed over" in said
+    assert "warning  directory: checkpoint-4: incomplete, its save was interrupted; resuming" in said
     assert equal(weights(run), straight) and logs(run) == metrics
     assert checkpoints.sealed_step(run / "checkpoint-4") == 4
 
@@ -124,7 +141,7 @@ def test_killed_at_any_moment_the_same_command_ends_as_if_it_had_not_been(model,
     for end in ends:
         assert "Traceback" not in end["said"], end["said"][-2000:]
     said = "".join(end["said"] for end in ends)
-    assert "resumed from checkpoint-" in said and "and passed over" in said  # some were killed in a save
+    assert "resumed from checkpoint-" in said and "its save was interrupted" in said  # some were killed in a save
     for number in range(RUNS):
         run = tmp_path / f"run-{number}"
         assert equal(weights(straight), weights(run))
@@ -153,7 +170,7 @@ def test_two_processes_killed_in_a_save_end_with_the_same_metrics(model, data, t
     assert (runs["killed"] / "checkpoint-4" / "trainer_state.json").is_file()
     result = train(runs["killed"])
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "resumed from checkpoint-2" in result.stdout and "checkpoint-4: not whole" in result.stdout
+    assert "resumed from checkpoint-2" in result.stdout and "checkpoint-4: incomplete" in result.stdout
     assert steps(runs["straight"]) == steps(runs["killed"])
     assert equal(weights(runs["straight"]), weights(runs["killed"]))
 
@@ -180,7 +197,7 @@ def test_a_full_disk_in_a_save_leaves_the_checkpoint_before_and_says_so(model, d
     )
     assert straight["status"] == 0
     assert full["status"] == 1 and "Traceback" not in full["said"], full["said"][-2000:]
-    line = r"the disk is full \(.* GB free\): .*Make room: .*checkpoint-2 is whole, and the same command goes on"
+    line = r"the disk is full \(.* GB free\): .*Make room: .*checkpoint-2 is complete, and the same command continues"
     assert re.search(line, full["said"])
     assert after["status"] == 0 and "resumed from checkpoint-2" in after["said"]
     assert equal(weights(tmp_path / "straight"), weights(run))
@@ -193,7 +210,7 @@ def test_a_disk_with_no_room_for_a_checkpoint_is_refused_and_with_little_warned_
     with pytest.raises(SystemExit):
         rl_grpo.main(arguments())
     assert re.search(
-        r"0.0 GB are free for .*/run, and a checkpoint \(0.0 GB\) .* on another disk", capsys.readouterr().err
+        r"0.0 GB are free for .*/run, but a checkpoint \(0.0 GB\) .* on another disk", capsys.readouterr().err
     )
     rl_grpo.main([*arguments(save_strategy="no"), "--preflight"])
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=800_000))

@@ -1,12 +1,13 @@
-"""What would be computed twice, or for nothing, is left out of a step, and the optimisation is the same."""
+"""Padding is left out of a step, and the optimisation stays the same."""
 
 import pytest
 import torch
-import trl.trainer.grpo_trainer
 from conftest import steps, weights
+from trl import GRPOTrainer
 
-import padding
 import rl_grpo
+from r1zero import padding
+from r1zero.trainer import Trainer
 
 
 def batch(lengths: list[int], prompts: list[int], width: int = 9, prompt_width: int = 7) -> dict:
@@ -42,34 +43,41 @@ def test_rows_that_are_masked_altogether_leave_something_to_compute():
 
 
 def test_the_longest_come_first_and_every_column_goes_along():
-    after = padding.longest_first(batch([3, 5, 2, 5], [1, 2, 3, 4]))
-    assert after["completion_mask"].sum(dim=1).tolist() == [5, 5, 3, 2]
-    assert after["names"] == ["row 1", "row 3", "row 0", "row 2"]
-    assert after["prompt_mask"].sum(dim=1).tolist() == [2, 4, 1, 3]
-    assert after["advantages"].tolist() == pytest.approx([0.1, 0.3, 0.0, 0.2])
-    assert after["num_items_in_batch"] == 15 and after["nothing"] is None
+    parts = [batch([3, 5], [1, 2]), batch([2, 5], [3, 4])]
+    parts[1]["advantages"] += 0.2
+    parts[1]["names"] = ["row 2", "row 3"]
+    first, second = padding.longest_first(parts)
+    assert [part["completion_mask"].sum(dim=1).tolist() for part in (first, second)] == [[5, 5], [3, 2]]
+    assert first["names"] + second["names"] == ["row 1", "row 3", "row 0", "row 2"]
+    assert first["prompt_mask"].sum(dim=1).tolist() == [2, 4]
+    assert second["advantages"].tolist() == pytest.approx([0.0, 0.2])
+    assert first["num_items_in_batch"] == 8 and first["nothing"] is None
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8])
+def test_lengths_stay_a_multiple_that_is_set(multiple):
+    cut = padding.trim(batch([3, 5, 2], [4, 2, 4], width=16, prompt_width=16), multiple)
+    assert cut["completion_ids"].shape[1] == -(-5 // multiple) * multiple
+    assert cut["prompt_ids"].shape[1] == -(-4 // multiple) * multiple
 
 
 def test_the_optimisation_is_that_of_trl(arguments, model, tmp_path, monkeypatch):
-    """Three updates of plain SGD, with and without; the samples are the same ones, since only the sums change."""
+    """Three updates of plain SGD, with and without. The samples are the same, only the order of the sums changes."""
     shapes = []
-    compute = rl_grpo.GRPOTrainer.compute_loss
+    compute = GRPOTrainer.compute_loss
 
     def see(self, model, inputs, *args, **kwargs):
         shapes.append(inputs["completion_mask"].shape[1])
         return compute(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(rl_grpo.GRPOTrainer, "compute_loss", see)
+    monkeypatch.setattr(GRPOTrainer, "compute_loss", see)
     common = {"optim": "sgd", "learning_rate": "0.1", "max_steps": 3, "max_completion_length": 64,
               "per_device_train_batch_size": 2, "reward_funcs": ["accuracy", "length"]}  # fmt: skip
-    plain = trl.trainer.grpo_trainer.shuffle_sequence_dict
     rl_grpo.main(arguments(output_dir=tmp_path / "ours", **common))
     ours, shapes[:] = list(shapes), []
-    monkeypatch.setattr(padding, "trim", lambda batch: batch)
-    monkeypatch.setattr(padding, "longest_first", lambda batch: batch)
-    monkeypatch.delattr(rl_grpo.Trainer, "_get_per_token_logps_and_entropies")  # reads prompts once
+    for hook in ("compute_loss", "_prepare_inputs", "_get_per_token_logps_and_entropies"):
+        monkeypatch.delattr(Trainer, hook)
     rl_grpo.main(arguments(output_dir=tmp_path / "trl", **common))
-    monkeypatch.setattr(trl.trainer.grpo_trainer, "shuffle_sequence_dict", plain)
     assert sum(ours) < sum(shapes) and len(ours) == len(shapes) == 24
     one, other, start = weights(tmp_path / "ours"), weights(tmp_path / "trl"), weights(model)
     for name, value in one.items():

@@ -6,22 +6,22 @@ import os
 import re
 import resource
 import shutil
-import socket
+import sys
 import time
 from argparse import Namespace
 
 import pytest
 import torch
-from conftest import save_tiny_model, write_jsonl
+from conftest import launch, save_tiny_model, write_jsonl
 from transformers import AutoTokenizer
 
-import checkpoints
-import estimates
-import evaluate
-import gsm8k
-import preflight
+import rewards
 import rl_grpo
-from recipe import RequestError
+from r1zero import batch as batches
+from r1zero import checkpoints, data, evaluation, memory, preflight, processes
+from r1zero.arguments import make_parser
+from r1zero.plan import Plan
+from r1zero.recipe import RequestError
 
 
 def refuse(capsys, arguments: list[str]) -> str:
@@ -58,7 +58,7 @@ def refuse(capsys, arguments: list[str]) -> str:
         ({"eval_strategy": "steps", "validation_size": 8, "per_device_eval_batch_size": 6}, "size 4 or 8"),
         ({"validation_size": 64}, "cannot be held out of 64 rows: choose from 0 to 63"),
         ({"validation_size": 62}, "has 2 rows to train on, fewer than prompts_per_step 4"),
-        ({"resume_from_checkpoint": "nowhere"}, "is no complete checkpoint"),
+        ({"resume_from_checkpoint": "nowhere"}, "is not a complete checkpoint"),
         ({"resume_from_checkpoint": "true"}, "holds no complete checkpoint to resume from"),
         ({"num_processes": 2}, "go with --preflight"),
         ({"accelerate_config": "configs/accelerate/ddp.yaml"}, "go with --preflight"),
@@ -78,7 +78,7 @@ def test_a_bad_gold_is_named_with_file_and_row(arguments, tmp_path, capsys):
     row = {"question": "q", "answer": "#### 1"}
     write_jsonl(tmp_path / "data" / "train.jsonl", [row, row, {**row, "answer": "many"}])
     line = refuse(capsys, arguments(dataset_name=tmp_path / "data"))
-    assert f"{tmp_path}/data/train.jsonl, row 3: the gold cannot be read" in line
+    assert f"{tmp_path}/data/train.jsonl, row 3: the reference answer cannot be read" in line
     write_jsonl(tmp_path / "data" / "train.jsonl", [{"q": "q", "answer": "#### 1"}])
     assert "no column 'question'" in refuse(capsys, arguments(dataset_name=tmp_path / "data"))
     (tmp_path / "data" / "train.jsonl").write_text('{"question": \n')
@@ -97,17 +97,17 @@ def test_a_model_without_chat_template_or_weights_is_refused(arguments, model, t
 def test_a_missing_toy_is_named_with_the_command_that_makes_it(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refuse(capsys, arguments(model_name_or_path="outputs/toy-base"))
-    assert line.endswith("there is no model folder outputs/toy-base: python toy.py makes it")
+    assert line.endswith("there is no model folder outputs/toy-base: python -m r1zero.toy makes it")
 
 
 def test_a_model_folder_is_not_trained_over(arguments, model, capsys):
-    assert "holds a model that no run of this script wrote" in refuse(capsys, arguments(output_dir=model))
+    assert "holds a model that this script did not write" in refuse(capsys, arguments(output_dir=model))
 
 
 def test_preflight_alone_says_the_plan_for_any_number_of_processes_and_trains_nothing(arguments, tmp_path, capsys):
     rl_grpo.main([*arguments(validation_size=8), "--preflight", "--num_processes", "2"])
     said = capsys.readouterr().out
-    assert "4 prompts × 4 generations = 16 completions a step = 8 × 2 processes × 1 accumulation steps" in said
+    assert "4 prompts × 4 generations = 16 completions per step = 8 × 2 processes × 1 accumulation steps" in said
     assert "56 rows to train on, 8 held out" in said
     assert not (tmp_path / "run").exists()
 
@@ -129,78 +129,104 @@ def batch(**fields) -> Namespace:
 
 def test_batch_arithmetic_is_the_same_optimisation_on_any_number_of_processes_or_names_values_that_are():
     refused = 0
-    for prompts, generations, size, processes in itertools.product((1, 3, 32), (2, 7, 18), range(1, 20), (1, 2, 3, 8)):
+    for prompts, generations, size, count in itertools.product((1, 3, 32), (2, 7, 18), range(1, 20), (1, 2, 3, 8)):
         request = batch(prompts_per_step=prompts, num_generations=generations, per_device_train_batch_size=size)
         try:
-            accumulation = preflight.check_batch(request, processes)
-            assert accumulation * size * processes == prompts * generations
+            accumulation = batches.check(request, count)
+            assert accumulation * size * count == prompts * generations
         except RequestError as error:
             refused += 1
             for key, values in re.findall(r"nearest (\w+) ([\d or]+)", str(error)):
                 for value in values.split(" or "):
-                    mended = Namespace(**{**vars(request), key: int(value)})
-                    assert preflight.check_batch(mended, processes) >= 1
+                    fixed = Namespace(**{**vars(request), key: int(value)})
+                    assert batches.check(fixed, count) >= 1
     assert refused > 100
 
 
-def test_without_prompts_per_step_trls_rule_holds_and_the_mends_satisfy_it():
-    for generations, size, processes, accumulation in itertools.product((4, 18), range(1, 40), (1, 2, 8), (1, 2, 3)):
+def test_without_prompts_per_step_trls_rule_holds_and_the_fixes_satisfy_it():
+    for generations, size, count, accumulation in itertools.product((4, 18), range(1, 40), (1, 2, 8), (1, 2, 3)):
         request = batch(
             num_generations=generations, per_device_train_batch_size=size, gradient_accumulation_steps=accumulation
         )
         try:
-            assert preflight.check_batch(request, processes) == accumulation
-            assert size * processes * accumulation % generations == 0
+            assert batches.check(request, count) == accumulation
+            assert size * count * accumulation % generations == 0
         except RequestError as error:
             values = re.search(r"nearest per_device_train_batch_size ([\d or]+)", str(error))[1]
             for value in values.split(" or "):
                 request.per_device_train_batch_size = int(value)
-                assert preflight.check_batch(request, processes) == accumulation
+                assert batches.check(request, count) == accumulation
 
 
 # Rewards that do not teach what is wanted ----------------------------------------------------------------------
 
 
-def test_rewards_that_do_not_pay_a_right_answer_most_are_refused(arguments, tmp_path, capsys, monkeypatch):
-    (tmp_path / "odd_rewards.py").write_text(
-        "def right_is_wrong(completions, solution, **kwargs):\n"
-        "    from rewards import accuracy\n"
-        "    return [1 - value for value in accuracy(completions, solution)]\n"
-        "def raises(completions, **kwargs):\n    return [1 / len(c[0]['content']) for c in completions]\n"
-        "def one_for_all(completions, **kwargs):\n    return [1.0]\n"
-        "def number(completions, **kwargs):\n    return 1.0\n"
-        "def endless(completions, **kwargs):\n    return [float('inf')] * len(completions)\n"
-        "def words(completions, **kwargs):\n    return ['good'] * len(completions)\n"
-        "def nothing(completions, **kwargs):\n    return [None] * len(completions)\n"
-        "async def later(completions, solution, **kwargs):\n"
-        "    from rewards import accuracy\n    return accuracy(completions, solution)\n"
-    )
+ODD_REWARDS = """
+def right_is_wrong(completions, solution, **kwargs):
+    from rewards import accuracy
+    return [1 - value for value in accuracy(completions, solution)]
+def raises(completions, **kwargs):
+    return [1 / len(c[0]["content"]) for c in completions]
+def one_for_all(completions, **kwargs):
+    return [1.0]
+def number(completions, **kwargs):
+    return 1.0
+def endless(completions, **kwargs):
+    return [float("inf")] * len(completions)
+def words(completions, **kwargs):
+    return ["good"] * len(completions)
+def nothing(completions, **kwargs):
+    return [None] * len(completions)
+async def later(completions, solution, **kwargs):
+    from rewards import accuracy
+    return accuracy(completions, solution)
+"""
+
+
+@pytest.fixture
+def odd_rewards(tmp_path, monkeypatch):
+    (tmp_path / "odd_rewards.py").write_text(ODD_REWARDS)
     monkeypatch.syspath_prepend(tmp_path)
-    pays = "the rewards {} pay {} for a right answer, {} for a wrong one and {} for none: no training gets more right"
-    for names, weights, complaint in (
-        (["format", "length"], None, pays.format("format length", "1.0", "1.0", "0")),
-        (["accuracy", "odd_rewards.right_is_wrong"], None, "no training gets more right"),
-        (["accuracy", "format"], ["0", "1"], pays.format("accuracy format", "1", "1", "0")),
-        (["accuracy"], ["-1"], pays.format("accuracy", "-1", "0", "0")),
-        (["accuracy", "odd_rewards.raises"], None, "reward odd_rewards.raises raises ZeroDivisionError"),
-        (
-            ["accuracy", "odd_rewards.one_for_all"],
-            None,
-            "one_for_all gives [1.0] for 8 completions: a reward gives a list",
-        ),
-        (["accuracy", "odd_rewards.number"], None, "number gives 1.0 for 8 completions"),
-        (["accuracy", "odd_rewards.endless"], None, "endless gives [inf, inf"),
-        (["accuracy", "odd_rewards.words"], None, "words gives ['good', 'good'"),
-        (["odd_rewards.nothing"], None, "pay 0 for a right answer, 0 for a wrong one and 0 for none"),
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "pays"),
+    [
+        (["format"], None, "1 for a right answer, 1 for a wrong one and 0 for none"),
+        (["accuracy", "odd_rewards.right_is_wrong"], None, "1 for a right answer, 1 for a wrong one and 1 for none"),
+        (["accuracy", "format"], ["0", "1"], "1 for a right answer, 1 for a wrong one and 0 for none"),
+        (["accuracy"], ["-1"], "-1 for a right answer"),
+        (["odd_rewards.nothing"], None, "0 for a right answer, 0 for a wrong one and 0 for none"),
+        (["accuracy_reward"], None, "for a right answer"),  # TRL's reads only LaTeX
         (["odd_rewards.later", "odd_rewards.nothing"], None, None),
         (["accuracy", "get_soft_overlong_punishment", "think_format_reward"], None, None),
-        (["accuracy_reward"], None, "no training gets more right"),  # TRL's reads only LaTeX
-    ):
-        command = [*arguments(reward_funcs=names, reward_weights=weights), "--preflight"]
-        if complaint:
-            assert complaint.split("1.0 for a right")[0] in refuse(capsys, command)
-        else:
-            rl_grpo.main(command)
+    ],
+)
+def test_rewards_that_do_not_pay_a_right_answer_most_are_warned_of(
+    odd_rewards, arguments, capsys, names, weights, pays
+):
+    rl_grpo.main([*arguments(reward_funcs=names, reward_weights=weights), "--preflight"])
+    said = capsys.readouterr().out
+    if pays:
+        assert f"warning  reward values: the rewards {' '.join(names)} pay " in said and pays in said
+        assert "so accuracy will not improve: add accuracy, or change reward_weights" in said
+    else:
+        assert "warning  reward values" not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("raises", "reward odd_rewards.raises raises ZeroDivisionError"),
+        ("one_for_all", "one_for_all returns [1.0] for 8 completions: a reward returns a list"),
+        ("number", "number returns 1.0 for 8 completions"),
+        ("endless", "endless returns [inf, inf"),
+        ("words", "words returns ['good', 'good'"),
+    ],
+)
+def test_a_reward_that_raises_or_returns_no_numbers_is_refused(odd_rewards, arguments, capsys, name, complaint):
+    command = [*arguments(reward_funcs=["accuracy", f"odd_rewards.{name}"]), "--preflight"]
+    assert complaint in refuse(capsys, command)
 
 
 # Room and precision --------------------------------------------------------------------------------------------
@@ -210,24 +236,24 @@ def test_prompts_that_do_not_fit_the_context_are_counted(arguments, problems, tm
     small = save_tiny_model(tmp_path / "small", [row["question"] for row in problems], context=60)
     line = refuse(capsys, arguments(model_name_or_path=small, max_completion_length=16))
     assert re.search(
-        r"\d+ of 64 prompts \(the longest of \d+ tokens\) and a completion of 16 do not fit .* context of 60", line
+        r"\d+ of 64 prompts \(the longest has \d+ tokens\) and a completion of 16 do not fit .* context of 60", line
     )
     room = int(re.search(r"max_completion_length (\d+), or a shorter prompt_style", line)[1])
     rl_grpo.main([*arguments(model_name_or_path=small, max_completion_length=room), "--preflight"])
-    assert f"+ {room} to write, of the model's 60" in capsys.readouterr().out
+    assert f"+ {room} for the completion, of the model's 60" in capsys.readouterr().out
     refuse(capsys, arguments(model_name_or_path=small, max_completion_length=room + 1))
     line = refuse(capsys, arguments(model_name_or_path=small, prompt_style="r1_zero"))
-    assert "64 of 64 prompts" in line and line.endswith("take a shorter prompt_style")
+    assert "64 of 64 prompts" in line and line.endswith("use a shorter prompt_style")
 
 
 def test_prompt_lengths_are_the_tokens_that_training_sees(model, problems):
     tokenizer = AutoTokenizer.from_pretrained(model)
     for style in ("chat", "r1_zero", "question"):
-        prompts = [gsm8k.to_prompt(row["question"], style) for row in problems]
-        exact = [len(evaluate.tokenize(tokenizer, row["question"], style)) for row in problems]
-        assert estimates.prompt_tokens(tokenizer, prompts) == exact
+        prompts = [data.to_prompt(row["question"], style) for row in problems]
+        exact = [len(evaluation.tokenize(tokenizer, row["question"], style)) for row in problems]
+        assert memory.prompt_tokens(tokenizer, prompts) == exact
         many = sorted(exact * 40, reverse=True)  # of many, only the longest are tokenized
-        assert estimates.long_prompts(tokenizer, prompts * 40) == (many[0], many[32])
+        assert memory.long_prompts(tokenizer, prompts * 40) == (many[0], many[32])
 
 
 def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_path, capsys):
@@ -245,16 +271,16 @@ def test_16_bit_weights_without_a_master_copy_are_refused(arguments, model, tmp_
     # With continuous batching TRL makes fp32 weights such ones as well.
     batching = {"use_transformers_continuous_batching": "true", "bf16": "true"}
     line = refuse(capsys, arguments(**batching))
-    assert "TRL turns the weights themselves to 16 bits" in line and "zero2.yaml" in line
+    assert "TRL converts the trained weights to 16 bits" in line and "zero2.yaml" in line
     rl_grpo.main([*arguments(**batching, per_device_train_batch_size=4), *zero])
 
 
 @pytest.mark.parametrize("bf16", ["true", None])  # None is TRL's default, and means true
 def test_bf16_on_a_cpu_is_warned_of(arguments, bf16):
-    request = rl_grpo.make_parser().read(arguments(bf16=bf16))
-    plan = preflight.check(request, {})
+    request = make_parser().read(arguments(bf16=bf16))
+    plan = preflight.check(request, {}, rewards.REWARDS)
     assert [f.check for f in plan.findings if f.status == "warning"] == ["precision"]
-    assert "computed in bf16" in dict(plan.table)["model"]
+    assert "computes in bf16" in dict(plan.table)["model"]
 
 
 # The machine -----------------------------------------------------------------------------------------------------
@@ -264,21 +290,6 @@ def test_a_directory_that_cannot_be_written_is_refused(arguments, tmp_path, caps
     (tmp_path / "file").write_text("")
     assert "is a file" in refuse(capsys, arguments(output_dir=tmp_path / "file"))
     assert "/proc/run cannot be written (" in refuse(capsys, arguments(output_dir="/proc/run"))
-
-
-def test_a_port_that_is_taken_is_refused_before_the_launch(arguments, monkeypatch, capsys):
-    with socket.socket() as other:
-        other.bind(("", 0))
-        other.listen()
-        monkeypatch.setenv("MAIN_PROCESS_PORT", str(other.getsockname()[1]))
-        line = refuse(capsys, [*arguments(), "--preflight"])
-        assert f"port {other.getsockname()[1]} is taken" in line and "another MAIN_PROCESS_PORT" in line
-        monkeypatch.setenv("MASTER_PORT", "1")  # under the launcher, which has taken it itself
-        rl_grpo.main([*arguments(), "--preflight"])
-    monkeypatch.delenv("MASTER_PORT")
-    for wrong in ("many", "70000"):
-        monkeypatch.setenv("MAIN_PROCESS_PORT", wrong)
-        assert "is no port" in refuse(capsys, [*arguments(), "--preflight"])
 
 
 def test_a_killed_compilation_is_found_before_deepspeed_waits_for_it(arguments, tmp_path, capsys, monkeypatch):
@@ -297,11 +308,37 @@ def test_a_killed_compilation_is_found_before_deepspeed_waits_for_it(arguments, 
 def test_more_processes_than_gpus_and_idle_gpus_are_seen(arguments, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    plan = preflight.Plan(world_size=4)
+    plan = Plan(num_processes=4)
     with pytest.raises(RequestError, match="4 processes on a machine with 2 GPUs: NUM_PROCESSES=2"):
-        preflight.check_topology("configs/accelerate/ddp.yaml", plan)
-    preflight.check_topology("configs/accelerate/cpu.yaml", plan)
-    assert plan.findings[0].message == "it is of CPUs, and leaves 2 GPUs idle"
+        processes.check("configs/accelerate/ddp.yaml", plan)
+    processes.check("configs/accelerate/cpu.yaml", plan)
+    assert plan.findings[0].message == "it uses the CPU and leaves 2 GPUs idle"
+
+
+def test_apples_gpu_is_not_used(arguments, monkeypatch, capsys):
+    """It has no double precision, which sampling needs."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    request = make_parser().read(arguments())
+    plan = preflight.check(request, {}, rewards.REWARDS)
+    assert plan.on_cpu and "Apple's GPU is not used" in plan.findings[2].message
+    processes.settle(request, plan)
+    assert request.use_cpu is True
+
+
+def test_windows_is_refused_in_one_line():
+    """`r1zero` says so before anything asks for SIGUSR1."""
+    code = "import os, sys; sys.path.insert(0, '.'); os.name = 'nt'; import r1zero"
+    result = launch(sys.executable, "-c", code)
+    assert result.returncode == 2
+    assert result.stderr == "mini-r1-zero needs Linux or macOS; on Windows run it in WSL\n"
+
+
+def test_on_each_node_one_process_prepares_the_data(arguments, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(data, "prepare", lambda request: pytest.fail("a second process prepares the data"))
+    plan = preflight.check(make_parser().read(arguments()), {}, rewards.REWARDS)
+    assert not plan.errors and plan.train_dataset is None and plan.checkpoint_bytes > 0
 
 
 # The plan ----------------------------------------------------------------------------------------------------------
@@ -339,10 +376,10 @@ def test_the_plan_of_the_reference_recipe_for_a_machine_one_is_not_on(model, dat
     zero2 = ["--preflight", "--num_processes", "4", "--accelerate_config", "configs/accelerate/zero2.yaml"]
     rl_grpo.main([*command, *zero2])
     said = capsys.readouterr().out
-    assert "1.54 billion parameters, computed in bf16" in said
-    assert "32 prompts × 18 generations = 576 completions a step = 18 × 4 processes × 8 accumulation steps" in said
-    # 16-bit weights and gradients and, a quarter each, gradients, fp32 master weights and two moments.
-    assert "weights 2.9 GiB + gradients 0.7 GiB + optimizer 4.3 GiB" in said
+    assert "1.54 billion parameters, computes in bf16" in said
+    assert "32 prompts × 18 generations = 576 completions per step = 18 × 4 processes × 8 accumulation steps" in said
+    # 16-bit weights and, a quarter each, fp32 gradients, master weights and two moments.
+    assert "weights 2.9 GiB + gradients 1.4 GiB + optimizer 4.3 GiB" in said
     assert "checkpoints of 17 GiB, 2 kept, final model 5.8 GiB" in said
     assert said.count("  ok ") == 12
     rl_grpo.main([*command, "--preflight"])  # one GPU: fp32 weights and 16-bit copies, gradients, two moments
@@ -357,13 +394,24 @@ def test_the_plan_of_the_reference_recipe_for_a_machine_one_is_not_on(model, dat
     assert (1 < float(trained[1]) < 20 and "checkpoints of 0." in said) or "MiB, 2 kept" in said
 
 
+def test_the_estimate_knows_whether_activations_are_kept(arguments):
+    """TRL's default is gradient_checkpointing: true, but transformers obeys activation_checkpointing if it is set."""
+    found = {}
+    for value in ("false", "true", None):
+        request = make_parser().read(arguments(activation_checkpointing=value))
+        plan = preflight.check(request, {}, rewards.REWARDS)
+        size = memory.size_of(plan.config, request)
+        found[value] = memory.estimate(size, plan.config, request, "none", 1, 100, 2)["activations"]
+    assert found["true"] == found[None] < found["false"]
+
+
 def test_a_plan_takes_well_under_a_second(model, data, tmp_path):
     """Not timed: it builds no weights. Of a model of 1.5 billion parameters that would be 6 GB."""
-    request = rl_grpo.make_parser().read(
+    request = make_parser().read(
         ["--model_name_or_path", str(qwen(model, tmp_path)), "--dataset_name", str(data), "--output_dir", str(tmp_path)]
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    preflight.check(request, {})
+    preflight.check(request, {}, rewards.REWARDS)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
 
 
@@ -372,7 +420,7 @@ def test_a_resumed_run_knows_how_long_it_will_take(arguments, capsys):
     rl_grpo.main([*arguments(max_steps=10), "--preflight"])
     said = capsys.readouterr().out
     assert "resumed from checkpoint-2" in said
-    assert re.search(r"time +0\.0 hours for 8 steps, at this run's \d\.\d s a step so far", said)
+    assert re.search(r"time +0\.0 hours for 8 steps, at this run's \d\.\d s per step so far", said)
 
 
 def test_a_checkpoint_that_is_named_may_be_called_anything(arguments, tmp_path, capsys):
@@ -385,8 +433,8 @@ def test_a_checkpoint_that_is_named_may_be_called_anything(arguments, tmp_path, 
 
 def test_several_trackers_are_named_and_stay_as_they_are(arguments, tmp_path):
     (tmp_path / "mine.yaml").write_text("report_to: [wandb, tensorboard]\n")
-    request = rl_grpo.make_parser().read(["--config", str(tmp_path / "mine.yaml"), *arguments(report_to=None)])
-    plan = preflight.check(request, {})
+    request = make_parser().read(["--config", str(tmp_path / "mine.yaml"), *arguments(report_to=None)])
+    plan = preflight.check(request, {}, rewards.REWARDS)
     assert dict(plan.table)["tracker"] == "wandb, disabled and tensorboard"
     assert request.report_to == ["wandb", "tensorboard"]
 
@@ -395,8 +443,8 @@ def test_an_older_checkpoint_is_not_mixed_with_later_ones(arguments, tmp_path, c
     run = tmp_path / "run"
     rl_grpo.main(arguments(max_steps=4, save_steps=2))
     line = refuse(capsys, arguments(max_steps=6, save_steps=2, resume_from_checkpoint=run / "checkpoint-2"))
-    assert "checkpoint-4 would be taken for this run's later ones: move them out" in line
+    assert "checkpoint-4 would count as later checkpoints of this run: move them out" in line
     (run / "checkpoint-4").rename(tmp_path / "checkpoint-4")
     rl_grpo.main(arguments(max_steps=6, save_steps=2, resume_from_checkpoint=run / "checkpoint-2"))
     assert "resumed from checkpoint-2" in capsys.readouterr().out
-    assert checkpoints.last_whole(run)[0].name == "checkpoint-6"
+    assert checkpoints.last_complete(run)[0].name == "checkpoint-6"

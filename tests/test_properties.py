@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import gsm8k
 import rewards
+from r1zero import answers
 
 settings.register_profile("here", max_examples=200, deadline=None, derandomize=True)  # the same ones in every run
 settings.load_profile("here")
@@ -52,7 +52,7 @@ def test_a_reward_never_raises_and_is_finite_and_in_range(name, batch):
     assert len(values) == len(batch)
     for value, (_, gold) in zip(values, batch, strict=True):
         if value is None:  # only where there is nothing to compare with
-            assert gsm8k.read_gold(gold) is None
+            assert answers.read_reference(gold) is None
         else:
             assert math.isfinite(value) and low <= value <= high
 
@@ -85,10 +85,10 @@ def test_white_space_does_not_matter(name, completion, space):
 @given(text=wild)
 def test_what_is_read_is_a_finite_number_or_none(text):
     for value in (
-        gsm8k.read_number(text),
-        gsm8k.read_answer(text),
-        gsm8k.read_gold(text),
-        gsm8k.read_last_number(text),
+        answers.read_number(text),
+        answers.read_answer(text),
+        answers.read_reference(text),
+        answers.read_last_number(text),
     ):
         assert value is None or (isinstance(value, Decimal) and value.is_finite())
 
@@ -103,7 +103,7 @@ def ways(number) -> list[str]:
 @given(number=numbers)
 def test_equal_numbers_written_differently_are_equal(number):
     for text in ways(number):
-        assert gsm8k.read_number(text) == Decimal(number), text
+        assert answers.read_number(text) == Decimal(number), text
         assert rewards.accuracy([f"<think>so</think><answer>{text}</answer>"], solution=[f"#### {number}"]) == [1.0], (
             text
         )
@@ -131,4 +131,4 @@ def test_saying_a_phrase_again_earns_nothing(words):
 
 @given(completion=completions)
 def test_what_is_highlighted_is_the_text(completion):
-    assert "".join(piece for piece, _ in rewards.highlight(completion)) == completion
+    assert "".join(piece for piece, _ in rewards.PHRASES.highlight(completion)) == completion

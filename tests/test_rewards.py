@@ -8,6 +8,8 @@ import pytest
 
 import rewards
 from benchmarks.rewards import hostile_completions
+from r1zero import reward_funcs
+from r1zero.recipe import RequestError
 
 GOLD = "6*7=<<6*7=42>>42\n#### 42"
 GOOD = "<think>6*7=42</think>\n<answer>42</answer>"
@@ -73,7 +75,7 @@ def test_format(completion, value):
     ],
 )
 def test_reflection_counts_each_phrase_once_as_whole_words(completion, phrases):
-    assert rewards.reflection_phrases(completion) == phrases
+    assert rewards.PHRASES.find(completion) == phrases
     assert score("reflection", completion) == pytest.approx(0.1 * len(phrases))
     assert score("reflection", f"{completion} … {completion}") >= score("reflection", completion)
 
@@ -82,10 +84,10 @@ def test_reflection_counts_each_phrase_once_as_whole_words(completion, phrases):
     "text", ["", "İ wait", "But wait, but the</think> <answer>let me\ncheck if</answer", "awaits checks"]
 )
 def test_what_is_highlighted_is_what_is_paid(text):
-    pieces = rewards.highlight(text)
+    pieces = rewards.PHRASES.highlight(text)
     assert "".join(piece for piece, _ in pieces) == text
-    shown = {phrase for piece, kind in pieces if kind == "phrase" for phrase in rewards.reflection_phrases(piece)}
-    assert shown == rewards.reflection_phrases(text)
+    shown = {phrase for piece, kind in pieces if kind == "phrase" for phrase in rewards.PHRASES.find(piece)}
+    assert shown == rewards.PHRASES.find(text)
     tags = [piece for piece, kind in pieces if kind == "tag"]
     assert tags == [tag for tag in ("</think>", "<answer>") if tag in text]
 
@@ -201,9 +203,9 @@ def test_every_reward_pickles_and_its_name_is_its_metric():
         assert pickle.loads(pickle.dumps(reward)) is reward
 
 
-@pytest.mark.parametrize("name", rewards.TRL_REWARDS)
+@pytest.mark.parametrize("name", reward_funcs.TRL_REWARDS)
 def test_trls_own_rewards_can_be_named(name):
-    reward = rewards.load(name, max_completion_length=384)
+    reward = reward_funcs.load(name, rewards.REWARDS, 384)
     message = [{"role": "assistant", "content": "<think>\nso\n</think>\n\\boxed{42}"}]
     values = reward(completions=[message], completion_ids=[[1] * 100], prompts=["q"], solution=["$42$"])
     assert len(values) == 1 and math.isfinite(values[0])
@@ -214,11 +216,11 @@ def test_a_reward_of_ones_own_is_named_by_its_import_path(tmp_path, monkeypatch)
         "def brevity(completions, **kwargs):\n    return [0.5 for _ in completions]\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert rewards.load("my_rewards.brevity", 8)(completions=["x"]) == [0.5]
-    with pytest.raises(ValueError, match=r"my_rewards\.depth cannot be imported"):
-        rewards.load("my_rewards.depth", 8)
+    assert reward_funcs.load("my_rewards.brevity", rewards.REWARDS, 8)(completions=["x"]) == [0.5]
+    with pytest.raises(RequestError, match=r"my_rewards\.depth cannot be imported"):
+        reward_funcs.load("my_rewards.depth", rewards.REWARDS, 8)
 
 
 def test_an_unknown_reward_lists_the_choices():
-    with pytest.raises(ValueError, match="unknown reward 'acuracy': choose from accuracy, format, reflection"):
-        rewards.load("acuracy", 8)
+    with pytest.raises(RequestError, match="unknown reward 'acuracy': choose from accuracy, format, reflection"):
+        reward_funcs.load("acuracy", rewards.REWARDS, 8)

@@ -1,4 +1,4 @@
-"""What a model, a dataset or a key must never do: see README, "Safety"."""
+"""What a model, a dataset or a key must never do: see docs/safety.md."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import launch, write_jsonl
 
-import evaluate
+import eval as evaluation_script
 import rl_grpo
+from r1zero.arguments import make_parser
 
 SECRET = "hf_" + "s3cr3tT0k3n" * 3
 
@@ -40,14 +41,17 @@ def test_code_that_comes_with_a_model_is_not_run(arguments, model, data, tmp_pat
     rl_grpo.main(arguments(model_name_or_path=folder, max_steps=1))
     write_jsonl(tmp_path / "test" / "test.jsonl", [{"question": "q", "answer": "#### 1"}])
     style = ["--dataset_name", str(tmp_path / "test"), "--prompt_style", "question", "--max_completion_length", "4"]
-    evaluate.main([str(folder), *style])
+    evaluation_script.main([str(folder), *style])
     folder, _ = model_with_code(model, tmp_path / "unknown", model_type="evil")
-    for command, main in ((arguments(model_name_or_path=folder), rl_grpo.main), ([str(folder), *style], evaluate.main)):
+    for command, main in (
+        (arguments(model_name_or_path=folder), rl_grpo.main),
+        ([str(folder), *style], evaluation_script.main),
+    ):
         capsys.readouterr()
         line = refuse(capsys, command, main)
-        assert "brings code of its own, which is run only if you ask for it: --trust_remote_code true" in line
+        assert "brings its own code, which runs only if you ask for it: --trust_remote_code true" in line
     assert not mark.exists()
-    assert rl_grpo.make_parser().read(arguments()).trust_remote_code is False
+    assert make_parser().read(arguments()).trust_remote_code is False
 
 
 def test_weights_in_a_format_that_can_hold_code_are_not_loaded(arguments, model, tmp_path, capsys):
@@ -55,7 +59,9 @@ def test_weights_in_a_format_that_can_hold_code_are_not_loaded(arguments, model,
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     assert "holds no *.safetensors" in refuse(capsys, arguments(model_name_or_path=folder))
-    assert "holds no *.safetensors" in refuse(capsys, [str(folder), "--prompt_style", "question"], evaluate.main)
+    assert "holds no *.safetensors" in refuse(
+        capsys, [str(folder), "--prompt_style", "question"], evaluation_script.main
+    )
 
 
 def test_a_dataset_with_a_script_is_data_only(arguments, data, tmp_path):

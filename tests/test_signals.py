@@ -1,4 +1,4 @@
-"""Signals: all ranks stop at one step with a checkpoint, and the same command goes on."""
+"""Signals: all ranks stop after the same step with a checkpoint, and the same command continues."""
 
 import os
 import signal
@@ -10,8 +10,8 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, environment, equal, steps, weights
 
-import checkpoints
 import rl_grpo
+from r1zero import checkpoints
 
 
 def wait_for(condition, what: str):
@@ -51,13 +51,13 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     ranks[0].send_signal(signal.SIGUSR1)
     assert launcher.wait(timeout=PATIENCE) == 0, log.read_text()[-2000:]
 
-    checkpoint, _ = checkpoints.last_whole(stopped)
+    checkpoint, _ = checkpoints.last_complete(stopped)
     step = checkpoints.sealed_step(checkpoint)
     assert 2 <= step < 16
     assert {path.name for path in stopped.glob("checkpoint-*")} == {f"checkpoint-{step}"}
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(checkpoint))
     said = log.read_text()
-    assert f"after step {step} of 16; checkpoint-{step} is whole, and the same command goes on" in said
+    assert f"after step {step} of 16; checkpoint-{step} is complete, and the same command continues from it" in said
     assert "Traceback" not in said
     assert not list(stopped.glob("*.safetensors"))  # nothing that looks like a finished run
 
@@ -69,8 +69,11 @@ def test_ranks_signalled_at_different_moments_stop_at_one_step_and_the_run_goes_
     assert equal(weights(straight), weights(stopped))
 
 
-@pytest.mark.parametrize(("number", "ends_with"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
-def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, arguments, tmp_path):
+@pytest.mark.parametrize(
+    ("signals", "ends_with"),
+    [([signal.SIGTERM], 0), ([signal.SIGINT], -signal.SIGINT), ([signal.SIGINT] * 2, -signal.SIGINT)],
+)
+def test_a_signal_to_the_launcher_reaches_the_training(signals, ends_with, arguments, tmp_path):
     log = tmp_path / "log"
     variables = environment(
         CONFIG="configs/toy.yaml", NUM_PROCESSES="1", ACCELERATE_CONFIG="configs/accelerate/single_gpu.yaml",
@@ -85,9 +88,14 @@ def test_a_signal_to_the_launcher_reaches_the_training(number, ends_with, argume
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where tests run in the background
         )  # fmt: skip
     wait_for(lambda: " 1/500" in log.read_text() or launcher.poll() is not None, "step 1")
-    launcher.send_signal(number)
+    started = psutil.Process(launcher.pid).children(recursive=True)
+    for number in signals:
+        launcher.send_signal(number)
+        time.sleep(0.02)  # two at once would arrive as one
     assert launcher.wait(timeout=PATIENCE) == ends_with, log.read_text()[-2000:]
-    assert "stopped by SIGUSR1 after step" in log.read_text() and "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert ("stopped by SIGUSR1 after step" in log.read_text()) == (len(signals) == 1)  # a second Ctrl-C kills at once
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def test_a_signal_does_not_kill_the_check_before_the_training(arguments):
@@ -127,4 +135,4 @@ def test_with_sparse_logging_a_stop_logs_what_it_has(arguments, tmp_path, monkey
     monkeypatch.setattr(rl_grpo.StopTogether, "on_step_end", signal_in_step_3)
     rl_grpo.main(arguments(max_steps=10, logging_steps=2, save_strategy="no"))
     assert [entry["step"] for entry in steps(tmp_path / "run")] == [2, 3]
-    assert checkpoints.last_whole(tmp_path / "run")[0].name == "checkpoint-3"
+    assert checkpoints.last_complete(tmp_path / "run")[0].name == "checkpoint-3"

@@ -10,9 +10,8 @@ import time
 from conftest import ROOT, environment, launch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import gsm8k
 import rewards
-import toy
+from r1zero import answers, toy
 
 
 def test_problems_have_gsm8ks_schema_and_right_golds():
@@ -23,7 +22,7 @@ def test_problems_have_gsm8ks_schema_and_right_golds():
         for left, operator, right, result in re.findall(r"<<(\d+)([+-])(\d+)=(\d+)>>", problem["answer"]):
             assert int(result) == int(left) + int(right) * (1 if operator == "+" else -1)
             assert 0 <= int(result) <= toy.LARGEST
-        assert lines[-1] == f"#### {result}" and gsm8k.read_gold(problem["answer"]) == int(result)
+        assert lines[-1] == f"#### {result}" and answers.read_reference(problem["answer"]) == int(result)
 
 
 def test_traces_are_of_mixed_quality_so_that_grpo_has_something_to_select():
@@ -40,7 +39,7 @@ def test_traces_are_of_mixed_quality_so_that_grpo_has_something_to_select():
 
 def test_the_base_is_made_once_whole_and_reloads_identically(tmp_path):
     folder = tmp_path / "the base"
-    result = launch("python", "toy.py", "--output_dir", folder, "--steps", 2)
+    result = launch("python", "-m", "r1zero.toy", "--output_dir", folder, "--steps", 2)
     assert result.returncode == 0, result.stderr[-2000:]
     assert [path.name for path in tmp_path.iterdir()] == ["the base"]  # nothing half made beside it
 
@@ -64,13 +63,13 @@ def test_the_base_is_made_once_whole_and_reloads_identically(tmp_path):
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.pad_token == "<|fim_pad|>"
     assert AutoModelForCausalLM.from_pretrained(folder).config.model_type == "qwen2"
 
-    refused = launch("python", "toy.py", "--output_dir", folder)
-    assert refused.returncode == 2 and "is there already" in refused.stderr
+    refused = launch("python", "-m", "r1zero.toy", "--output_dir", folder)
+    assert refused.returncode == 2 and "exists: delete it" in refused.stderr
 
 
 def test_killed_while_it_is_made_it_leaves_nothing_that_looks_like_a_toy(tmp_path):
     """It is made beside its place and then moved there; the next command makes it."""
-    command = [sys.executable, "toy.py", "--steps", "500", "--output_dir", tmp_path / "base"]
+    command = [sys.executable, "-m", "r1zero.toy", "--steps", "500", "--output_dir", tmp_path / "base"]
     making = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
     until = time.monotonic() + 60
     while not list(tmp_path.glob("base.making-*/data/train.jsonl")):

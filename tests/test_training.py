@@ -10,8 +10,8 @@ import torch
 from conftest import GSM8K, equal, launch, logs, needs_gsm8k, read_rows, save_tiny_model, steps, weights
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import report
 import rl_grpo
+from r1zero import tracking
 
 
 def test_a_training_leaves_a_model_metrics_completions_and_its_recipe(arguments, model, tmp_path, capsys):
@@ -189,9 +189,9 @@ def test_a_wandb_key_or_mode_of_the_users_is_respected(tmp_path, monkeypatch, ca
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    report.prepare_wandb(str(tmp_path))
+    tracking.prepare_wandb(str(tmp_path))
     assert os.environ["WANDB_MODE"] == "online"
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY")
-    report.prepare_wandb(str(tmp_path))
+    tracking.prepare_wandb(str(tmp_path))
     assert os.environ["WANDB_MODE"] == "online" and capsys.readouterr().out == ""

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from conftest import PATIENCE, ROOT, environment, equal, steps, training_arguments, weights
 
-import checkpoints
+from r1zero import checkpoints
 
 SCRIPT = "run_rl_grpo.cardinal.slurm"
 GOING = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING")
@@ -44,7 +44,7 @@ def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a user") / "mini r1 zero"
     folder.mkdir()
     for path in ROOT.iterdir():
-        if path.suffix in (".py", ".sh", ".slurm", ".txt") or path.name == "configs":
+        if path.suffix in (".py", ".sh", ".slurm", ".txt") or path.name in ("configs", "r1zero"):
             (folder / path.name).symlink_to(path)
     (folder / "logs").mkdir()
     return folder
@@ -118,7 +118,7 @@ def test_two_jobs_on_two_nodes_at_once_and_the_one_that_runs_out_of_time_goes_on
 
     said = requeued.said()
     assert jobs["requeued"]["Restarts"] == "1"
-    assert re.search(r"stopped by SIG\w+ after step (\d+) of 100; checkpoint-\1 is whole", said)
+    assert re.search(r"stopped by SIG\w+ after step (\d+) of 100; checkpoint-\1 is complete", said)
     assert said.count("resumed from checkpoint-") == 1
     runs = [tmp_path / "a straight run", tmp_path / "a requeued run"]
     assert len(steps(runs[0])) == 100
@@ -132,8 +132,8 @@ def test_a_cancelled_job_leaves_a_run_that_the_same_command_resumes(submit, tmp_
     job.wait_for(r"\b2/60\b")
     job.slurm.command("scancel", job.number)
     assert job.end()["JobState"] == "CANCELLED"
-    step = checkpoints.sealed_step(checkpoints.last_whole(run)[0])
-    assert f"after step {step} of 60; checkpoint-{step} is whole" in job.said()
+    step = checkpoints.sealed_step(checkpoints.last_complete(run)[0])
+    assert f"after step {step} of 60; checkpoint-{step} is complete" in job.said()
     assert "Traceback" not in job.said()
 
     again = submit(run, max_steps=step + 1)
@@ -166,7 +166,7 @@ def test_a_task_that_dies_ends_the_job(submit, tmp_path):
 def test_more_than_one_task_a_node_is_refused(submit, tmp_path):
     job = submit(tmp_path / "run", "--ntasks-per-node=2")
     assert job.end()["ExitCode"] == "2:0"
-    assert "2 tasks on 1 nodes: one a node, please" in job.said()
+    assert "2 tasks on 1 nodes: start one per node" in job.said()
 
 
 def test_submitted_from_elsewhere_it_says_so(slurm, repository, tmp_path):

@@ -4,11 +4,12 @@ import pytest
 import scipy.stats
 import torch
 from conftest import logs
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, StaticCache
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 import rl_grpo
-import shared_prompts
+from r1zero import rollouts
+from r1zero.trainer import Trainer
 
 WORDS = 40
 
@@ -46,7 +47,7 @@ def test_scores_and_gradients_are_those_of_every_prompt_read(attention, prompt_l
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :prompt_length] = -100
     results = []
-    for model in (random_model, shared_prompts.Scoring(random_model, prompt_length)):
+    for model in (random_model, rollouts.Scoring(random_model, prompt_length)):
         random_model.zero_grad()
         scored = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         log_probs, entropy = scored.log_probs[:, -6:], scored.entropy[:, -6:]
@@ -74,7 +75,7 @@ def test_greedy_completions_are_those_of_transformers_and_each_leaves_when_it_is
     theirs = random_model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     shapes = see_shapes(random_model)
     ours = random_model.generate(
-        input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=shared_prompts.sample
+        input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=rollouts.sample
     )
     assert torch.equal(ours, theirs)
     lengths = (theirs[:, ids.size(1) :] != 0).sum(dim=1)
@@ -88,7 +89,7 @@ def test_a_prompt_is_read_once_for_all_its_rows(random_model, prompts):
     config = GenerationConfig(max_new_tokens=1, eos_token_id=[1], pad_token_id=0, do_sample=True)
     random_model.generate(
         input_ids=prompts[0], attention_mask=prompts[1], generation_config=config,
-        custom_generate=shared_prompts.sample,
+        custom_generate=rollouts.sample,
     )  # fmt: skip
     assert shapes == [(3, 6), (12, 1)]
 
@@ -101,7 +102,7 @@ def test_samples_are_of_the_distribution_that_transformers_samples(sampling, ran
     config = GenerationConfig(max_new_tokens=8, eos_token_id=[1, 2, 3], pad_token_id=0, do_sample=True, **settings)
     ids, mask = (part[[1] * 3000] for part in prompts)
     scores = []
-    for method in (None, shared_prompts.sample):
+    for method in (None, rollouts.sample):
         torch.manual_seed(1)
         sampled = random_model.generate(
             input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=method
@@ -118,7 +119,7 @@ def test_samples_are_of_the_distribution_that_transformers_samples(sampling, ran
 
 def test_a_token_is_drawn_as_often_as_its_probability_says():
     probabilities = torch.tensor([0.0, 0.5, 0.25, 0.0, 0.2, 0.05, 0.0])
-    drawn = shared_prompts.draw(probabilities.log().repeat(20_000, 1))
+    drawn = rollouts.draw(probabilities.log().repeat(20_000, 1))
     assert drawn.shape == (20_000, 1)
     counts = torch.bincount(drawn[:, 0], minlength=7)
     assert counts[probabilities == 0].sum() == 0
@@ -132,7 +133,7 @@ def test_a_token_is_drawn_as_often_as_its_probability_says():
 )
 def test_a_model_with_sliding_windows_reads_every_prompt(settings, shares, random_model):
     config = Qwen2Config(**{**random_model.config.to_dict(), "layer_types": None, **settings})
-    assert shared_prompts.can_share(Qwen2ForCausalLM(config)) is shares
+    assert rollouts.can_share(Qwen2ForCausalLM(config)) is shares
 
 
 @pytest.mark.parametrize(
@@ -160,26 +161,15 @@ def test_what_else_a_training_may_be_still_runs(settings, arguments, tmp_path):
     assert ("eval_reward" in history[0]) == ("eval_on_start" in settings)
 
 
-def test_a_static_cache_is_left_to_transformers_which_may_compile_for_it(arguments, monkeypatch):
-    """Compiled on GPUs; here the same path runs uncompiled."""
-    seen = []
-    monkeypatch.setattr(
-        Qwen2ForCausalLM, "_valid_auto_compile_criteria",
-        lambda self, inputs, config: seen.append((config.disable_compile, type(inputs["past_key_values"]))),
-    )  # fmt: skip
-    rl_grpo.main(arguments(max_steps=1, cache_implementation="static"))
-    assert seen == [(False, StaticCache)]
-
-
 @pytest.mark.parametrize("settings", [{}, {"use_peft": "true", "lora_target_modules": "all-linear"}])
 def test_a_training_reads_each_prompt_once(settings, arguments, monkeypatch):
-    build, shapes = rl_grpo.Trainer.__init__, []
+    build, shapes = Trainer.__init__, []
 
     def look(self, *args, **kwargs):
         build(self, *args, **kwargs)
         shapes.append(see_shapes(self.model))
 
-    monkeypatch.setattr(rl_grpo.Trainer, "__init__", look)
+    monkeypatch.setattr(Trainer, "__init__", look)
     rl_grpo.main(arguments(max_steps=1, **settings))  # 4 prompts × 4 generations, in two micro-batches of 8
     (prompts, width), first, *decoding = shapes[0][:-4]
     assert prompts == 4 and first == (16, 1) and {columns for _, columns in decoding} == {1}

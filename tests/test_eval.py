@@ -1,5 +1,6 @@
-"""Evaluation: counts on hand-made completions, intervals against scipy, and the whole command on tiny models."""
+"""Evaluation: counts on hand-made completions, intervals, and the complete command on tiny models."""
 
+import io
 import json
 import shutil
 from decimal import Decimal
@@ -8,23 +9,29 @@ import pytest
 import scipy.stats
 from conftest import GSM8K, ROOT, launch, needs_gsm8k, read_rows, save_tiny_model, write_jsonl
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from rich.console import Console
+from transformers import AutoModelForCausalLM, set_seed
 
-import evaluate
-import gsm8k
-import intervals
+import eval as evaluation_script
+from r1zero import evaluation, intervals
+from r1zero.answers import read_last_number
 
 # Statistics ------------------------------------------------------------------------------------------------
 
-SHARES = [(0, 1), (1, 1), (0, 7), (3, 7), (7, 7), (1, 400), (399, 400), (989, 1319), (1319, 1319)]
 
-
-@pytest.mark.parametrize(("successes", "trials"), SHARES)
-def test_intervals_of_a_share_are_scipys(successes, trials):
-    result = scipy.stats.binomtest(successes, trials)
-    for ours, method in ((intervals.wilson, "wilson"), (intervals.clopper_pearson, "exact")):
-        theirs = result.proportion_ci(0.95, method=method)
-        assert ours(successes, trials) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
+def test_intervals_computed_by_hand():
+    z = 1.959964
+    # Wilson's interval of 3 of 7: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    centre, half = 3 / 7 + z**2 / 14, z * (3 / 7 * 4 / 7 / 7 + z**2 / 196) ** 0.5
+    expected = [(centre + sign * half) / (1 + z**2 / 7) for sign in (-1, 1)]
+    assert intervals.wilson(3, 7) == pytest.approx(expected, abs=1e-6)
+    # For 0 of n, the exact interval ends where (1-p)^n is 2.5 %.
+    assert intervals.exact(0, 7) == pytest.approx((0, 1 - 0.025 ** (1 / 7)))
+    assert intervals.exact(7, 7) == pytest.approx((0.025 ** (1 / 7), 1))
+    assert intervals.wilson(0, 0) == intervals.exact(0, 0) == (0, 1)
+    # The standard deviation of 0, 0 and 3 is √3, so the standard error is 1.
+    assert intervals.of_mean([0, 0, 3]) == pytest.approx((1 - z, 1 + z))
+    assert intervals.of_mean([2]) == (2, 2)
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (0, 1), (5, 14), (14, 5), (9, 9), (0, 30), (61, 250)])
@@ -54,12 +61,6 @@ def test_the_interval_of_groups_is_wilsons_of_so_many_independent_trials():
     assert intervals.of_share_in_groups([], []) == (0.0, 1.0)
 
 
-def test_a_means_interval_is_scipys():
-    values = [0.0, 0.125, 1.0, 1.0, 0.5]
-    expected = scipy.stats.norm.interval(0.95, loc=sum(values) / 5, scale=scipy.stats.sem(values))
-    assert intervals.of_mean(values) == pytest.approx(expected, abs=1e-6)
-
-
 # Counts ----------------------------------------------------------------------------------------------------
 
 
@@ -71,17 +72,17 @@ def test_a_means_interval_is_scipys():
     ],
 )  # fmt: skip
 def test_the_lenient_reader_takes_the_last_number_anywhere(completion, number):
-    assert gsm8k.read_last_number(completion) == number
+    assert read_last_number(completion) == number
 
 
 RIGHT, OTHER = "<think>2+2=4.</think>\n<answer>4</answer>", "<think>2+2=5.</think>\n<answer>5</answer>"
 
 
 def make_rows(*items: list[tuple[str, bool]]) -> list[dict]:
-    """Rows of items whose gold is 4, from (completion, truncated) by sample."""
+    """Rows of items whose reference answer is 4, from (completion, truncated) by sample."""
     return [
         {"item": item, "sample": sample, "gold": "4", "tokens": 10, "truncated": truncated}
-        | evaluate.score(completion, Decimal(4))
+        | evaluation.score(completion, Decimal(4))
         for item, samples in enumerate(items)
         for sample, (completion, truncated) in enumerate(samples)
     ]
@@ -89,7 +90,7 @@ def make_rows(*items: list[tuple[str, bool]]) -> list[dict]:
 
 def test_hand_made_completions_are_counted_exactly():
     rows = make_rows([(RIGHT, False)], [(OTHER, False)], [("I think it is 4", False)], [("<think>hmm", True)])
-    result = evaluate.summarise(rows, 1)
+    result = evaluation.summarise(rows, 1)
     counts = {name: result[name]["count"] for name in ("accuracy", "lenient", "formatted", "truncated")}
     assert counts == {"accuracy": 1, "lenient": 2, "formatted": 2, "truncated": 1}
     assert result["correct"] == [1, 0, 0, 0] and result["items"] == 4 and result["mean_tokens"] == 10
@@ -99,7 +100,7 @@ def test_hand_made_completions_are_counted_exactly():
 def test_samples_give_pass_at_1_pass_at_k_and_the_majority():
     right, other, none = (RIGHT, False), (OTHER, False), ("", False)
     rows = make_rows([right, right, other], [other, other, right], [none, none, right], [other, none, none])
-    result = evaluate.summarise(rows, 3)
+    result = evaluation.summarise(rows, 3)
     assert result["accuracy"]["value"] == 4 / 12
     assert result["correct"] == [2, 1, 1, 0]
     assert result["pass_at_k"]["count"] == 3
@@ -108,13 +109,13 @@ def test_samples_give_pass_at_1_pass_at_k_and_the_majority():
 
 
 def test_two_models_are_compared_item_by_item():
-    first = evaluate.summarise(make_rows([(OTHER, False)], [(RIGHT, False)], [(OTHER, False)]), 1)
-    second = evaluate.summarise(make_rows([(RIGHT, False)], [(RIGHT, False)], [(RIGHT, False)]), 1)
+    first = evaluation.summarise(make_rows([(OTHER, False)], [(RIGHT, False)], [(OTHER, False)]), 1)
+    second = evaluation.summarise(make_rows([(RIGHT, False)], [(RIGHT, False)], [(RIGHT, False)]), 1)
     for name, result in (("a", first), ("b", second)):
         result |= {"model": name, "settings": {"num_samples": 1}}
-    line = evaluate.compare(first, second)
+    line = evaluation.compare(first, second)
     assert line.startswith("a → b: accuracy 0.333 → 1.000, difference +0.667")
-    assert line.endswith("p = 0.5: 2 items only the latter, 0 only the former)")
+    assert line.endswith("p = 0.5: 2 items correct only in the second, 0 only in the first)")
 
 
 # The command -----------------------------------------------------------------------------------------------
@@ -130,11 +131,11 @@ def command(model, problems, tmp_path):
     return [str(copy), "--dataset_name", str(tmp_path / "data"), *settings]
 
 
-def test_the_same_evaluation_gives_the_same_files_however_it_came_about(command, tmp_path, capsys):
+def test_the_same_evaluation_always_gives_the_same_files(command, tmp_path, monkeypatch, capsys):
     sampled = [*command, "--num_samples", "3", "--temperature", "1"]
-    evaluate.main(sampled)
-    said = capsys.readouterr().out
-    assert "pass@1" in said and "pass@3" in said and "120/120" in said
+    evaluation_script.main(sampled)
+    said = capsys.readouterr()
+    assert "pass@1" in said.out and "pass@3" in said.out and " 0/120" in said.err and "120/120" in said.err
     files = [tmp_path / "model" / f"evaluation.{ending}" for ending in ("json", "jsonl")]
     first = [file.read_bytes() for file in files]
     rows = [json.loads(line) for line in files[1].read_text().splitlines()]
@@ -143,31 +144,46 @@ def test_the_same_evaluation_gives_the_same_files_however_it_came_about(command,
     ]
     assert len({row["completion"] for row in rows}) > 20
 
-    evaluate.main(sampled)  # it is there: nothing is generated
-    assert "120 completions" not in capsys.readouterr().out
+    evaluation_script.main(sampled)  # finished: nothing is generated
+    assert "/120" not in capsys.readouterr().err
     assert [file.read_bytes() for file in files] == first
 
-    # Killed after a few batches, while it wrote a line: what is whole is kept, and the end is the same.
-    key = json.loads(first[0])["key"]
-    lines = first[1].decode().splitlines(keepends=True)
-    (tmp_path / "model" / f"evaluation.{key}.part-0").write_text("".join(lines[:60]) + lines[60][:30])
+    # Interrupted in the sixth batch of four items, and in the middle of a line: five batches are kept, and the files
+    # come out the same.
     for file in files:
         file.unlink()
-    evaluate.main(sampled)
-    assert "(60 are there)" in capsys.readouterr().out
+    seeds = []
+
+    def interrupt(seed: int) -> None:
+        if len(seeds) == 5:
+            raise KeyboardInterrupt
+        seeds.append(seed)
+        set_seed(seed)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(evaluation, "set_seed", interrupt)
+        evaluation_script.main(sampled)
+    (part,) = (tmp_path / "model").glob("*.part-*")
+    assert not any(file.exists() for file in files)
+    with open(part, "a") as file:
+        file.write("\n" + json.dumps(rows[0])[:30])
+    capsys.readouterr()
+    evaluation_script.main(sampled)
+    said = capsys.readouterr().err
+    assert " 60/120" in said and " 0/120" not in said
     assert [file.read_bytes() for file in files] == first
     assert not list((tmp_path / "model").glob("*.part-*"))
 
     # On two processes.
     for file in files:
         file.unlink()
-    topology = ["--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml", "--num_processes", "2"]
-    result = launch("accelerate", "launch", *topology, "--main_process_port", "0", "evaluate.py", *sampled)
+    processes = ["--config_file", ROOT / "configs" / "accelerate" / "cpu.yaml", "--num_processes", "2"]
+    result = launch("accelerate", "launch", *processes, "--main_process_port", "0", "eval.py", *sampled)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.count("pass@1") == 1  # one process speaks
+    assert result.stdout.count("pass@1") == 1  # one process prints
     assert [file.read_bytes() for file in files] == first
 
-    evaluate.main([*sampled, "--seed", "1"])  # another evaluation
+    evaluation_script.main([*sampled, "--seed", "1"])  # another evaluation
     assert [file.read_bytes() for file in files] != first
 
 
@@ -176,7 +192,7 @@ def test_before_and_after_and_a_runs_own_settings(command, tmp_path, capsys):
     (other / "recipe.yaml").write_text(
         f"dataset_name: {tmp_path}/data\nprompt_style: question\nmax_completion_length: 5\n"
     )
-    evaluate.main([str(tmp_path / "model"), str(other), "--limit", "10"])
+    evaluation_script.main([str(tmp_path / "model"), str(other), "--limit", "10"])
     said = capsys.readouterr().out
     assert "10 items, prompt style question, greedy" in said
     assert "difference +0.000 [+0.000, +0.000] (exact McNemar test p = 1: 0 items" in said
@@ -187,14 +203,14 @@ def test_before_and_after_and_a_runs_own_settings(command, tmp_path, capsys):
 def test_with_base_evaluates_what_a_run_was_trained_from(command, tmp_path, capsys):
     run = shutil.copytree(tmp_path / "model", tmp_path / "run")
     (run / "recipe.yaml").write_text(f"model_name_or_path: {tmp_path}/model\n")
-    evaluate.main([str(run), *command[1:], "--with_base"])
+    evaluation_script.main([str(run), *command[1:], "--with_base"])
     assert f"{tmp_path}/model → {run}: accuracy" in capsys.readouterr().out
 
 
 def test_an_adapter_is_evaluated_like_a_model(command, tmp_path, capsys):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    evaluate.main([str(tmp_path / "model"), str(tmp_path / "adapter"), *command[1:]])
+    evaluation_script.main([str(tmp_path / "model"), str(tmp_path / "adapter"), *command[1:]])
     # A fresh adapter changes nothing.
     first, second = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("model", "adapter"))
     assert first["accuracy"] == second["accuracy"] and first["mean_tokens"] == second["mean_tokens"]
@@ -203,24 +219,29 @@ def test_an_adapter_is_evaluated_like_a_model(command, tmp_path, capsys):
     other.model.norm.weight.data *= 2
     other.save_pretrained(tmp_path / "model")
     capsys.readouterr()
-    evaluate.main([str(tmp_path / "adapter"), *command[1:]])
-    assert "40 completions" in capsys.readouterr().out
+    evaluation_script.main([str(tmp_path / "adapter"), *command[1:]])
+    assert "40/40" in capsys.readouterr().err
 
 
 def test_ask_prints_an_answer(command, capsys):
     short = ["--prompt_style", "question", "--max_completion_length", "30", "--temperature", "1"]
-    evaluate.main([command[0], *short, "--ask", "How many?"])
+    evaluation_script.main([command[0], *short, "--ask", "How many?"])
     assert len(capsys.readouterr().out.strip()) > 0
-    coloured = evaluate.colour("<think>Wait, but 2.</think>")
-    assert coloured == "\033[36m<think>\033[0m\033[1;33mWait, but\033[0m 2.\033[36m</think>\033[0m"
+    answer = "<think>Wait, but 2.</think>"
+    plain, coloured = io.StringIO(), io.StringIO()
+    evaluation_script.print_answer(answer, Console(file=plain))
+    evaluation_script.print_answer(answer, Console(file=coloured, force_terminal=True, color_system="standard"))
+    assert plain.getvalue() == answer + "\n"
+    expected = "\033[36m<think>\033[0m\033[1;33mWait, but\033[0m 2.\033[36m</think>\033[0m\n"
+    assert coloured.getvalue() == expected
 
 
 def test_bad_input_is_refused_in_one_line(command, model, tmp_path, capsys):
     def refuse(arguments) -> str:
         with pytest.raises(SystemExit) as end:
-            evaluate.main(arguments)
+            evaluation_script.main(arguments)
         error = capsys.readouterr().err
-        assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("evaluate.py: "), error
+        assert end.value.code == 2 and error.count("\n") == 1 and error.startswith("eval.py: "), error
         return error
 
     assert "give a --temperature" in refuse([*command, "--num_samples", "2"])
@@ -243,8 +264,8 @@ def test_all_of_the_real_test_split_in_one_command(tmp_path, capsys):
     texts = [row["question"] + "\n" + row["answer"] for row in read_rows("train")[:500]]
     model = save_tiny_model(tmp_path / "model", texts, context=1024)
     arguments = ["--dataset_name", str(GSM8K), "--max_completion_length", "8", "--batch_size", "128"]
-    evaluate.main([str(model), *arguments])
-    said = capsys.readouterr().out
-    assert "1319 items" in said and "1319/1319" in said
+    evaluation_script.main([str(model), *arguments])
+    said = capsys.readouterr()
+    assert "1319 items" in said.out and "1319/1319" in said.err
     result = json.loads((model / "evaluation.json").read_text())
     assert result["items"] == 1319 and result["truncated"]["count"] > 1000

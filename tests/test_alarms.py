@@ -1,4 +1,4 @@
-"""Warnings while training: each once, where it is due, and none for a training that goes well."""
+"""Alarms while training: each once, when it applies, and none for a training that goes well."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from conftest import steps
 
 import rl_grpo
-import watch
+from r1zero import alarms
 
 NAMES = ["accuracy", "format", "reflection", "length"]
 
@@ -20,9 +20,9 @@ def logs(**changed) -> dict:
 
 
 def warnings(*history: dict) -> list[list[str]]:
-    """What is said after each of these logging steps."""
-    one = watch.Watch(NAMES)
-    return [one.see(entry) for entry in history]
+    """The messages after each of these logging steps."""
+    one = alarms.Alarms(NAMES)
+    return [[alarm.message for alarm in one.see(entry)] for entry in history]
 
 
 def test_a_training_that_goes_well_is_left_alone():
@@ -40,12 +40,12 @@ def test_a_training_that_goes_well_is_left_alone():
 @pytest.mark.parametrize(
     ("wrong", "after", "said"),
     [
-        ({"rewards__format__mean": 0.0}, 20, "reward format was 0 for every completion of 20 logging steps: read one"),
+        ({"rewards__format__mean": 0.0}, 20, "reward format was 0 for every completion of 20 logging steps"),
         ({"rewards__accuracy__mean": 0.0}, 20, "reward accuracy was 0"),
-        ({"frac_reward_zero_std": 1.0}, 5, "no group of completions had any spread"),
-        ({"completions__clipped_ratio": 0.6}, 5, "more than half of the completions are cut off"),
-        ({"kl": 1.5}, 5, "over 1 nats a token away from the reference model"),
-        ({"loss": math.nan}, 1, "loss is nan: the weights are spoilt"),
+        ({"frac_reward_zero_std": 1.0}, 5, "all completions of every group had the same reward"),
+        ({"completions__clipped_ratio": 0.6}, 5, "more than half of the completions are truncated"),
+        ({"kl": 1.5}, 5, "more than 1 nats per token away from the reference model"),
+        ({"loss": math.nan}, 1, "loss is nan: the weights are or will be NaN"),
         ({"grad_norm": math.inf}, 1, "grad_norm is inf"),
     ],
 )
@@ -75,7 +75,7 @@ def test_entropy_that_collapses():
 def test_accuracy_that_falls_while_another_reward_rises(rising, what):
     good, bad = logs(rewards__accuracy__mean=0.7), logs(rewards__accuracy__mean=0.4, **rising)
     said = [line for lines in warnings(*[good] * 20, *[bad] * 20) for line in lines]
-    assert len(said) == 1 and f"while {what} rose: the other rewards are being farmed" in said[0]
+    assert len(said) == 1 and f"while {what} rose: the model earns the other rewards instead" in said[0]
     # Accuracy that falls by itself is another matter; and more of both is what one wants.
     assert not any(warnings(*[good] * 20, *[logs(rewards__accuracy__mean=0.4)] * 20))
     assert not any(warnings(*[good] * 20, *[logs(rewards__accuracy__mean=0.8, **rising)] * 20))
@@ -84,7 +84,7 @@ def test_accuracy_that_falls_while_another_reward_rises(rising, what):
 def test_in_a_real_training_the_warning_comes_with_a_completion_and_not_again_after_a_resume(
     arguments, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(watch, "START", 3)
+    monkeypatch.setattr(alarms, "START", 3)
     rl_grpo.main(arguments(max_steps=4, save_steps=4))
     said = capsys.readouterr().out
     assert steps(tmp_path / "run")[0]["rewards/format/mean"] == 0  # random weights write no tags

@@ -6,8 +6,11 @@ import pytest
 from conftest import needs_gsm8k, read_rows, write_jsonl
 from transformers import AutoTokenizer
 
-import gsm8k
 import rewards
+from r1zero import answers
+from r1zero import data as gsm8k
+from r1zero.model import end_completions
+from r1zero.recipe import RequestError
 
 READ = {
     "42": 42,
@@ -103,12 +106,12 @@ NO_ANSWER = [
 
 @pytest.mark.parametrize(("text", "number"), READ.items())
 def test_reads_exactly_one_number(text, number):
-    assert gsm8k.read_number(text) == Decimal(number)
+    assert answers.read_number(text) == Decimal(number)
 
 
 @pytest.mark.parametrize("text", NO_ANSWER)
 def test_anything_else_is_no_answer(text):
-    assert gsm8k.read_number(text) is None
+    assert answers.read_number(text) is None
 
 
 @pytest.mark.parametrize(
@@ -131,20 +134,19 @@ def test_anything_else_is_no_answer(text):
     ],
 )
 def test_the_answer_is_the_one_block_after_the_reasoning(completion, number):
-    assert gsm8k.read_answer(completion) == (None if number is None else Decimal(number))
+    assert answers.read_answer(completion) == (None if number is None else Decimal(number))
 
 
 @pytest.mark.parametrize(
-    ("solution", "gold"),
-    [("6*7=42\n#### 42", 42), ("#### 1,234", 1234), ("#### -7", -7), ("a #### 1\n#### 2", 2)],
+    ("solution", "gold"), [("6*7=42\n#### 42", 42), ("#### 1,234", 1234), ("#### -7", -7), ("a #### 1\n#### 2", 2)]
 )
 def test_gold_is_the_number_after_the_mark(solution, gold):
-    assert gsm8k.read_gold(solution) == gold
+    assert answers.read_reference(solution) == gold
 
 
 @pytest.mark.parametrize("solution", ["42", "#### ", "#### many", ""])
 def test_a_gold_without_mark_or_number_is_none(solution):
-    assert gsm8k.read_gold(solution) is None
+    assert answers.read_reference(solution) is None
 
 
 # Prompts and end tokens ----------------------------------------------------------------------------------
@@ -165,17 +167,17 @@ def test_prompt_styles():
 def test_a_base_model_can_stop_and_padding_hides_no_end(model, pad):
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = pad
-    ends = gsm8k.end_completions(tokenizer, "chat")
+    ends = end_completions(tokenizer, "chat")
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|endoftext|>", "<|im_end|>"]
     assert tokenizer.pad_token_id not in ends
-    assert gsm8k.end_completions(tokenizer, "r1_zero") == [tokenizer.eos_token_id]
+    assert end_completions(tokenizer, "r1_zero") == [tokenizer.eos_token_id]
 
 
 def test_an_end_token_that_only_the_generation_config_declares_does_not_pad(model):
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"  # as Qwen2.5-Instruct has them
     declared = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert gsm8k.end_completions(tokenizer, "chat", declared) == declared
+    assert end_completions(tokenizer, "chat", declared) == declared
     assert tokenizer.pad_token == "<|fim_pad|>"
 
 
@@ -212,26 +214,26 @@ def test_validation_rows_are_held_out_and_always_the_same(data):
     [
         ([{"prompt": "q", "answer": "#### 1"}], "no column 'question'"),
         ([{"question": "q", "solution": "#### 1"}], "no column 'answer'"),
-        ([ROW, {**ROW, "answer": "forty-two"}], r"train\.jsonl, row 2: the gold cannot be read"),
+        ([ROW, {**ROW, "answer": "forty-two"}], r"train\.jsonl, row 2: the reference answer cannot be read"),
         ([ROW, ROW, {**ROW, "question": " "}], r"train\.jsonl, row 3: `question` is not a text"),
         ([ROW, {**ROW, "answer": None}], "row 2"),
     ],
 )
 def test_a_bad_dataset_is_named_with_file_and_row(tmp_path, rows, complaint):
     write_jsonl(tmp_path / "train.jsonl", rows)
-    with pytest.raises(gsm8k.DatasetError, match=complaint):
+    with pytest.raises(RequestError, match=complaint):
         gsm8k.load(str(tmp_path))
 
 
 def test_a_folder_without_the_split_and_a_broken_file_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(gsm8k.DatasetError, match=r"no train\.jsonl.*notes\.txt"):
+    with pytest.raises(RequestError, match=r"no train\.jsonl.*notes\.txt"):
         gsm8k.load(str(tmp_path))
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": \n')
-    with pytest.raises(gsm8k.DatasetError, match="cannot be read as json"):
+    with pytest.raises(RequestError, match="cannot be read as json"):
         gsm8k.load(str(tmp_path))
     (tmp_path / "train.jsonl").write_text("")
-    with pytest.raises(gsm8k.DatasetError, match="is empty"):
+    with pytest.raises(RequestError, match="is empty"):
         gsm8k.load(str(tmp_path))
 
 
@@ -243,7 +245,7 @@ def test_every_real_gold_is_read_and_told_from_its_neighbour():
     rows = read_rows("train") + read_rows("test")
     assert len(rows) == 7473 + 1319
     solutions = [row["answer"] for row in rows]
-    golds = [gsm8k.read_gold(solution) for solution in solutions]
+    golds = [answers.read_reference(solution) for solution in solutions]
     assert all(gold == int(gold) for gold in golds)
     for shift, reward in ((0, 1.0), (1, 0.0)):
         completions = [f"<think>so</think>\n<answer>{gold + shift}</answer>" for gold in golds]
